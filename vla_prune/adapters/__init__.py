@@ -1,0 +1,1 @@
+"""Adapters: everything we know about one model family, in one file."""

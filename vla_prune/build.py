@@ -1,0 +1,102 @@
+"""Names become objects here and nowhere else: recipes to pruners, policy configs to adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from vla_prune import config
+from vla_prune.budgets import BUDGETS
+from vla_prune.errors import ConfigError, did_you_mean
+from vla_prune.pruner import ActionHistory, Cut, Pruner
+from vla_prune.scorers import SCORERS
+from vla_prune.selectors import SELECTORS
+
+ADAPTERS = {
+    "bare_decoder": "vla_prune.adapters.bare:build",
+    "openvla": "vla_prune.adapters.openvla:build",
+    "pi0": "vla_prune.adapters.pi0:build",
+}
+
+
+def build_recipe(
+    name: str,
+    keep_ratio: float | None = None,
+    overrides: Sequence[str] = (),
+    cut_layer: int | None = None,
+) -> Pruner:
+    """A recipe by name or path.
+
+    Args:
+        name: a file of ``configs/recipe`` or a path.
+        keep_ratio: replaces that of every constant or per-view budget.
+        overrides: ``a.b=c`` strings on the recipe's keys.
+        cut_layer: moves the decoder cut of the recipe to this layer, for decoders of another
+            depth.
+    """
+    data = config.load(name, overrides, kind="recipe")
+    where = f"recipe {name!r}"
+    _known(where, data, ("name", "cuts", "history"))
+    cuts = []
+    for number, entry in enumerate(data.get("cuts") or []):
+        cuts.append(_cut(f"{where}: cuts[{number}]", entry, keep_ratio, cut_layer))
+    history = data.get("history")
+    if history is not None:
+        config.check_keys(f"{where}: history", ActionHistory, history)
+        history = ActionHistory(**history)
+    return Pruner(tuple(cuts), history, data.get("name", str(name)))
+
+
+def _cut(where: str, entry: Mapping[str, Any], keep_ratio: float | None, layer: int | None) -> Cut:
+    _known(where, entry, ("site", "scorers", "selector", "budget"))
+    for key in ("site", "selector", "budget"):
+        if key not in entry:
+            raise ConfigError(
+                f"{where}: {key!r} is missing; a cut has a site, a selector and a budget."
+            )
+    scorers = [
+        make(f"{where}.scorers[{i}]", "scorer", SCORERS, item)
+        for i, item in enumerate(entry.get("scorers") or [])
+    ]
+    budget = make(f"{where}.budget", "budget", BUDGETS, entry["budget"])
+    if keep_ratio is not None and hasattr(budget, "keep_ratio"):
+        budget = replace(budget, keep_ratio=keep_ratio)
+    site = str(entry["site"])
+    if layer is not None and site.startswith("decoder."):
+        site = f"decoder.{layer}"
+    selector = make(f"{where}.selector", "selector", SELECTORS, entry["selector"])
+    return Cut(site, tuple(scorers), selector, budget)
+
+
+def make(where: str, kind: str, classes: Mapping[str, type], item: Any) -> Any:
+    """An object from ``{name: ..., its fields}`` or from a bare name."""
+    data = {"name": item} if isinstance(item, str) else dict(item)
+    name = data.pop("name", None)
+    if name not in classes:
+        raise did_you_mean(where, kind, str(name), classes)
+    config.check_keys(f"{where} ({name})", classes[name], data)
+    return classes[name](**data)
+
+
+def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
+    """A model family from a policy config: ``{adapter: NAME, its arguments}``."""
+    data = config.load(name, overrides, kind="policy")
+    kind = data.pop("adapter", None)
+    if kind not in ADAPTERS:
+        raise did_you_mean(str(name), "adapter", str(kind), ADAPTERS)
+    data.pop("name", None)
+    return import_object(ADAPTERS[kind])(data)
+
+
+def import_object(path: str) -> Any:
+    """What ``module:name`` names."""
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def _known(where: str, data: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in data:
+        if key not in keys:
+            raise did_you_mean(where, "field", str(key), keys)

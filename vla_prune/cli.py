@@ -1,0 +1,173 @@
+"""The ``vla-prune`` command.
+
+Results go to stdout, all else to stderr; with ``--json`` the last stdout line is JSON.
+
+Exit code 2 is the user's mistake, 1 a failure. Commands that need a simulator join through the
+entry point group ``vla_prune.commands``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from vla_prune import config
+from vla_prune.errors import VlaPruneError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a config key: a.b=value.")]
+
+
+@app.callback()
+def root() -> None:
+    """Visual-token pruning that makes VLA policies fast enough to control robots and vehicles."""
+
+
+def emit(document: dict[str, Any], as_json: bool) -> None:
+    """The last stdout line of a command that reports."""
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.flush()
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Any]:
+    """A progress bar on stderr; yields a function that takes the share done, in [0, 1]."""
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Recipes, policies, benches, runs and simulators that are shipped."""
+    found = {}
+    for kind in ("recipe", "policy", "bench", "run", "sim"):
+        files = sorted((config.configs_folder() / kind).glob("*.yaml"))
+        found[kind] = {path.stem: _what(path) for path in files}
+    for kind, entries in found.items():
+        out.print(f"[bold]{kind}[/bold]")
+        for name, what in entries.items():
+            out.print(f"  {name:20} {what}", highlight=False, markup=False)
+    emit(found, as_json)
+
+
+def _what(path: Path) -> str:
+    """The second line of a config says what it shows."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[1].removeprefix("# ") if len(lines) > 1 and lines[1].startswith("#") else ""
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/bench/*.yaml")],
+    recipes: Annotated[str, typer.Option(help="Comma-separated, in place of the config's.")] = "",
+    overrides: Set = [],  # noqa: B006 typer needs a list
+    as_json: Json = False,
+) -> None:
+    """Dense against pruned on one kernel in one run: speed-up, ideal, ceiling, selection cost."""
+    from vla_prune import bench as benching
+    from vla_prune import report
+
+    data = config.load(name, overrides, kind="bench")
+    if recipes:
+        data["recipes"] = [item.strip() for item in recipes.split(",")]
+    config.check_keys(name, benching.BenchConfig, data)
+    with progress(f"bench {name}") as update:
+        result = benching.run(benching.BenchConfig(**data), update)
+    result["commit"] = report.commit()
+    columns = [
+        "recipe",
+        "keep_ratio",
+        "tokens",
+        "median_ms",
+        "p95_ms",
+        "speedup",
+        "ideal",
+        "ceiling",
+        "selection_fraction",
+    ]
+    out.print(report.table(result["machine"]["policy"], result["rows"], columns))
+    for row in result["rows"]:
+        stages = ", ".join(f"{k} {v:.2f}" for k, v in row["stages_ms"].items())
+        out.print(f"  {row['recipe']} {row['keep_ratio']}: median ms: {stages}", highlight=False)
+    emit(result, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What is installed and usable, and what brings the rest."""
+    from vla_prune.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        mark = "[green]ok  [/green]" if check.ok else "[yellow]none[/yellow]"
+        out.print(f"{mark} {check.name:18}", end="")
+        out.print(
+            check.detail + ("" if check.ok else f"; {check.remedy}"), markup=False, highlight=False
+        )
+    emit({c.name: {"ok": c.ok, "detail": c.detail, "remedy": c.remedy} for c in checks}, as_json)
+
+
+@app.command()
+def draw(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="configs/policy/*.yaml")],
+    output: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("kept.png"),
+    recipe: Annotated[str, typer.Option(help="Recipe to show.")] = "dual_level",
+    keep_ratio: Annotated[float, typer.Option(help="Fraction kept, in (0, 1].")] = 0.25,
+    images: Annotated[list[Path], typer.Option("--image", help="One per camera, in order.")] = [],  # noqa: B006
+    instruction: Annotated[
+        str, typer.Option()
+    ] = "pick up the black bowl and place it on the plate",
+    cut_layer: Annotated[int | None, typer.Option(help="Move the decoder cut.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which patches of an image a recipe keeps."""
+    from vla_prune import draw as drawing
+
+    result = drawing.draw_policy(
+        policy, recipe, keep_ratio, images, instruction, output, cut_layer
+    )
+    out.print(f"wrote {output}: kept {result['kept']}", highlight=False)
+    emit(result, as_json)
+
+
+def main() -> None:
+    """Run; turn the user's mistakes into one sentence and exit code 2."""
+    for point in entry_points(group="vla_prune.commands"):
+        try:
+            point.load()(app)
+        except ImportError as error:
+            err.print(f"[yellow]{point.name} commands are off: {error}[/yellow]")
+    try:
+        app(standalone_mode=False)
+    except VlaPruneError as error:
+        err.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("stopped.")
+        sys.exit(1)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except Exception as error:
+        if getattr(error, "exit_code", None) is not None:  # click's usage errors
+            error.show()
+            sys.exit(error.exit_code)
+        err.print_exception()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A model family and a recipe become a policy: observations in, action chunks out.
+
+Knows neither the model (that is the adapter) nor the method (that is the pruner). Example::
+
+    with attach(pruner, adapter) as policy:
+        states = [policy.new_state()]
+        [chunk] = policy.act([observation], states)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vla_prune.adapters.base import Adapter
+from vla_prune.clock import StageClock
+from vla_prune.errors import ShapeError, UnsupportedError
+from vla_prune.pruner import Pruner
+from vla_prune.types import ActionChunk, Observation, PolicyState
+
+_ATTACHED = "_vla_prune_recipe"  # marks an adapter that carries a pruner
+
+
+class VLAPolicy:
+    """A :class:`~vla_prune.types.Policy` over one adapter; made by :func:`attach`.
+
+    Args:
+        adapter: the model family.
+        pruner: the recipe, already attached.
+        time_stages: measure stage times at every call; each call then waits for the device.
+    """
+
+    def __init__(self, adapter: Adapter, pruner: Pruner, time_stages: bool = False) -> None:
+        self.adapter = adapter
+        self.pruner = pruner
+        self.time_stages = time_stages
+
+    def new_state(self) -> PolicyState:
+        """A state that remembers nothing."""
+        return PolicyState()
+
+    def act_one(self, observation: Observation, state: PolicyState) -> ActionChunk:
+        """:meth:`act` for one robot."""
+        return self.act([observation], [state])[0]
+
+    def act(
+        self, observations: Sequence[Observation], states: Sequence[PolicyState]
+    ) -> list[ActionChunk]:
+        """One chunk for each observation; states are updated in place.
+
+        States that still warm up (dense) and states that do not run as two batches.
+
+        Raises:
+            ShapeError: lists of different length, one state twice, bad images, or scores not
+                finite; states are then as they were before the call.
+        """
+        if len(observations) != len(states):
+            raise ShapeError(
+                f"act: {len(observations)} observations but {len(states)} states; "
+                "give one state each."
+            )
+        if len({id(state) for state in states}) != len(states):
+            raise ShapeError(
+                "act: one state is given twice; every robot or environment owns its own."
+            )
+        fresh = [_renewed(o, s) for o, s in zip(observations, states, strict=True)]
+        chunks: list[ActionChunk | None] = [None] * len(states)
+        for dense in (True, False):
+            group = [i for i, (s, _) in enumerate(fresh) if self.pruner.warming_up(s) == dense]
+            if group:
+                made = self._run([observations[i] for i in group], [fresh[i][0] for i in group])
+                for i, chunk in zip(group, made, strict=True):
+                    chunks[i] = replace(chunk, notes=fresh[i][1])
+        for state, (new, _) in zip(states, fresh, strict=True):
+            state.history, state.instruction, state.tick = new.history, new.instruction, new.tick
+        return chunks
+
+    def _run(
+        self, observations: list[Observation], states: list[PolicyState]
+    ) -> list[ActionChunk]:
+        clock = StageClock(self.time_stages, self.adapter.device)
+        call = self.pruner.begin(states, self.adapter.layout, self.adapter.device, clock)
+        with torch.inference_mode():
+            actions = self.adapter.act(observations, call).float().cpu().numpy()
+        call.finish(states)
+        for state in states:
+            state.tick += 1
+        kept = {site: index.cpu().numpy() for site, index in call.kept.items()}
+        stages = clock.milliseconds()
+        return [
+            ActionChunk(
+                np.ascontiguousarray(actions[row]),
+                self.adapter.dt_s,
+                observation.stamp_s,
+                {site: index[row] for site, index in kept.items()},
+                stages,
+            )
+            for row, observation in enumerate(observations)
+        ]
+
+
+@contextmanager
+def attach(pruner: Pruner, adapter: Adapter, time_stages: bool = False) -> Iterator[VLAPolicy]:
+    """Attach a recipe to a model for the body; afterwards, also on exceptions, it is plain again.
+
+    Raises:
+        UnsupportedError: the model already carries a pruner, or cannot serve the recipe.
+    """
+    carried = getattr(adapter, _ATTACHED, None)
+    if carried is not None:
+        raise UnsupportedError(
+            f"{adapter.name} already carries the recipe {carried!r}; "
+            "leave its 'with attach(...)' first."
+        )
+    pruner.check(adapter.name, adapter.sites(), adapter.layout)
+    with ExitStack() as stack:
+        setattr(adapter, _ATTACHED, pruner.name)
+        stack.callback(delattr, adapter, _ATTACHED)
+        adapter.attach(stack)
+        yield VLAPolicy(adapter, pruner, time_stages)
+
+
+def _renewed(observation: Observation, state: PolicyState) -> tuple[PolicyState, tuple[str, ...]]:
+    """A copy of the state to work on; without history if the instruction changed."""
+    copy = PolicyState(
+        state.tick, observation.instruction, {k: list(v) for k, v in state.history.items()}
+    )
+    if state.instruction is None or state.instruction == observation.instruction:
+        return copy, ()
+    copy.history = {}
+    note = (
+        f"the instruction changed from {state.instruction!r} to {observation.instruction!r}; "
+        "the action history was cleared."
+    )
+    return copy, (note,)

@@ -1,0 +1,1 @@
+"""Plain code between a policy and a robot: numpy only, no torch."""

@@ -1,0 +1,16 @@
+"""Selectors: scores and a count make the kept set. One method, one file."""
+
+from vla_prune.selectors.base import Selector
+from vla_prune.selectors.maxmin import MaxMinSelector
+from vla_prune.selectors.ranked_union import RankedUnionSelector
+from vla_prune.selectors.topk import TopKSelector
+from vla_prune.selectors.union_maxmin import UnionMaxMinSelector
+
+SELECTORS = {
+    "maxmin": MaxMinSelector,
+    "ranked_union": RankedUnionSelector,
+    "topk": TopKSelector,
+    "union_maxmin": UnionMaxMinSelector,
+}
+
+__all__ = ["SELECTORS", "Selector", *sorted(cls.__name__ for cls in SELECTORS.values())]
