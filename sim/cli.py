@@ -1,0 +1,51 @@
+"""Commands that need a simulator; they join ``vla-prune`` through an entry point."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from vla_prune_sim import rollout, table
+
+from vla_prune import config, report
+from vla_prune.cli import Json, Set, emit, err, out
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(run)
+
+
+def run(
+    name: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/run/*.yaml")],
+    only: Annotated[
+        list[str], typer.Option(help="SUITE:TASK:STATE:RECIPE:KEEP, an entry to repeat.")
+    ] = [],  # noqa: B006 typer needs a list
+    recipes: Annotated[str, typer.Option(help="Comma-separated: only rows of these.")] = "",
+    overrides: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Run a table of closed-loop episodes; a killed run goes on where it stopped."""
+    data = config.load(name, overrides, kind="run")
+    config.check_keys(name, rollout.RunConfig, data)
+    if recipes:
+        wanted = {item.strip() for item in recipes.split(",")} | {"dense"}
+        data["rows"] = [row for row in data["rows"] if row["recipe"] in wanted]
+    run_config = rollout.RunConfig(**data)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        line = bar.add_task("episodes", total=None)
+        results = rollout.run(
+            run_config, only, lambda done, total: bar.update(line, completed=done, total=total)
+        )
+    if only:
+        for result in results:
+            out.print(f"{result['key']}: {'success' if result['success'] else 'failure'}")
+        emit({"episodes": results}, as_json)
+        return
+    document = table.make(run_config, results)
+    shown = ["suite", "recipe", "keep_ratio", "control", "episodes", "success", "diff", "diff_ci"]
+    shown += ["tokens", "macs", "time_ratio"]
+    out.print(report.table(run_config.results, document["rows"], shown))
+    emit(document, as_json)

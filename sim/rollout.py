@@ -1,0 +1,354 @@
+"""One policy in one environment, many episodes: resumable, durable, paired.
+
+A table is a list of rows (recipe, keep ratio, control) times a list of places (suite, task,
+state). Worker processes take one (suite, task) at a time, so that a simulator is built once for
+all rows; every finished episode is a line of JSON on disk before the next one starts. A killed run
+goes on where it stopped and counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+
+from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
+from vla_prune.types import Observation
+
+CONTROLS = ("none", "black", "other_images", "wrong_instruction")
+WORLDS = {"libero": "vla_prune_sim.libero.world:LiberoWorld"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        recipe: a recipe by name or path.
+        keep_ratio: fraction kept; 1.0 for recipes that have none, such as ``dense`` and ``blind``.
+        control: ``none``; ``black`` images; ``other_images``, those of another task's dense
+            episode; ``wrong_instruction``, that of another task of the suite.
+        states: how many of the config's states this row runs; None for all.
+    """
+
+    recipe: str
+    keep_ratio: float = 1.0
+    control: str = "none"
+    states: int | None = None
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """One suite and the policy that serves it."""
+
+    policy: str
+    tasks: list[int]
+    states: list[int]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What ``configs/run/*.yaml`` may hold.
+
+    Attributes:
+        world: simulator, a key of ``WORLDS``.
+        suites: suite name -> policy, tasks and states.
+        rows: what is compared; the first must be dense, the reference of every pair.
+        results: JSON file to write.
+        work: folder for the episode lines; a run resumes from it.
+        cut_layer: moves the recipes' decoder cuts, for decoders of another depth.
+        execute: steps of a chunk that are executed before the policy is asked again.
+        seed: of the simulator's draws; with the state's number it fixes an episode.
+        workers: processes; 0 for one per core.
+        threads: torch threads in each worker.
+        options: handed to the world, such as image size and look.
+    """
+
+    world: str
+    suites: Mapping[str, Any]
+    rows: list[Any]
+    results: str
+    work: str
+    cut_layer: int | None = None
+    execute: int = 8
+    seed: int = 7
+    workers: int = 0
+    threads: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One entry of a table; its key names it on the command line."""
+
+    suite: str
+    task: int
+    state: int
+    row: Row
+
+    @property
+    def key(self) -> str:
+        """``SUITE:TASK:STATE:RECIPE:KEEP``, with ``:CONTROL`` behind it where there is one."""
+        parts = [self.suite, self.task, self.state, self.row.recipe, f"{self.row.keep_ratio:g}"]
+        return ":".join(map(str, parts)) + (
+            "" if self.row.control == "none" else f":{self.row.control}"
+        )
+
+
+def episodes(config: RunConfig) -> list[Episode]:
+    """All entries of the table, dense first."""
+    rows = [row if isinstance(row, Row) else Row(**row) for row in config.rows]
+    for row in rows:
+        if row.control not in CONTROLS:
+            raise did_you_mean("run: rows", "control", row.control, CONTROLS)
+    if not rows or rows[0] != Row("dense", states=rows[0].states):
+        raise ConfigError("run: the first row must be dense; every other is paired with it.")
+    made = []
+    for row in rows:
+        for suite, data in config.suites.items():
+            entry = data if isinstance(data, SuiteConfig) else SuiteConfig(**data)
+            for task in entry.tasks:
+                states = entry.states[: row.states] if row.states else entry.states
+                made += [
+                    Episode(suite, task, state, replace(row, states=None)) for state in states
+                ]
+    return made
+
+
+def run(
+    config: RunConfig, only: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+) -> list[dict[str, Any]]:
+    """Run what is not yet done and return one result per episode of the table.
+
+    Args:
+        config: the table.
+        only: episode keys; empty for all. These are run anew and not written to the work folder.
+        progress: called with (done, total) after every episode.
+    """
+    wanted = episodes(config)
+    if only:
+        known = {episode.key: episode for episode in wanted}
+        for key in only:
+            if key not in known:
+                raise did_you_mean("--only", "entry", key, known)
+        results = list(_work(config, [known[key] for key in only], keep_frames=False))
+        return results
+    folder = Path(config.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _claimed(folder):
+        lines = folder / "episodes.jsonl"
+        done = {result["key"]: result for result in read_lines(lines)}
+        keys = {episode.key for episode in wanted}
+        results = [result for key, result in done.items() if key in keys]
+        todo = [episode for episode in wanted if episode.key not in done]
+        # Controls that show another episode's images need the dense episodes first.
+        for phase in (
+            [e for e in todo if e.row == Row("dense")],
+            [e for e in todo if e.row != Row("dense")],
+        ):
+            with lines.open("a", encoding="utf-8") as file:
+                for result in _work(config, phase, keep_frames=True):
+                    file.write(json.dumps(result) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    results.append(result)
+                    if progress:
+                        progress(len(results), len(wanted))
+    order = {episode.key: place for place, episode in enumerate(wanted)}
+    return sorted(results, key=lambda result: order[result["key"]])
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Finished episodes; a line that a killed run left half-written is dropped."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the folder; a second run in it is refused."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is in use by another run; wait for it, or set 'work' to another folder."
+            ) from None
+        yield
+
+
+def _work(
+    config: RunConfig, todo: Sequence[Episode], keep_frames: bool
+) -> Iterator[dict[str, Any]]:
+    """Results as they come, from worker processes that take one (suite, task) at a time."""
+    groups: dict[tuple[str, int], list[Episode]] = {}
+    for episode in todo:
+        groups.setdefault((episode.suite, episode.task), []).append(episode)
+    if not groups:
+        return
+    context = multiprocessing.get_context("spawn")
+    jobs, results = context.Queue(), context.Queue()
+    for group in groups.values():
+        jobs.put(group)
+    count = min(config.workers or os.cpu_count() or 1, len(groups))
+    for _ in range(count):
+        jobs.put(None)
+    workers = [
+        context.Process(target=_worker, args=(config, jobs, results, keep_frames), daemon=True)
+        for _ in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    left = len(todo)
+    try:
+        while left:
+            try:
+                kind, value = results.get(timeout=5.0)
+            except Empty:
+                if not any(worker.is_alive() for worker in workers):
+                    raise RuntimeError("all workers ended before the run was done.") from None
+                continue
+            if kind == "mistake":
+                raise value
+            if kind == "crash":
+                raise RuntimeError(f"a worker failed:\n{value}")
+            left -= 1
+            yield value
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join(timeout=5.0)
+
+
+def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> None:
+    import torch
+
+    torch.set_num_threads(config.threads)
+    try:
+        bench = _Bench(config, keep_frames)
+        while (group := jobs.get()) is not None:
+            for result in bench.group(group):
+                results.put(("episode", result))
+    except VlaPruneError as error:
+        results.put(("mistake", error))
+    except Exception:
+        results.put(("crash", traceback.format_exc()))
+    finally:
+        results.close()
+        results.join_thread()
+
+
+class _Bench:
+    """What one worker holds: the world, and one adapter per suite."""
+
+    def __init__(self, config: RunConfig, keep_frames: bool) -> None:
+        from vla_prune.build import import_object
+
+        self.config = config
+        self.frames = Path(config.work) / "frames"
+        self.keep_frames = keep_frames
+        if config.world not in WORLDS:
+            raise did_you_mean("run", "world", config.world, WORLDS)
+        self.world = import_object(WORLDS[config.world])(**config.options)
+        self.adapters: dict[str, Any] = {}
+
+    def group(self, group: Sequence[Episode]) -> Iterator[dict[str, Any]]:
+        """All episodes of one (suite, task)."""
+        from vla_prune.build import build_adapter, build_recipe
+        from vla_prune.policy import attach
+
+        suite, task = group[0].suite, group[0].task
+        if suite not in self.adapters:
+            entry = self.config.suites[suite]
+            name = entry.policy if isinstance(entry, SuiteConfig) else entry["policy"]
+            self.adapters[suite] = build_adapter(name)
+        env = self.world.open(suite, task)
+        try:
+            for episode in group:
+                row = episode.row
+                keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
+                pruner = build_recipe(row.recipe, keep, cut_layer=self.config.cut_layer)
+                with attach(pruner, self.adapters[suite], time_stages=True) as policy:
+                    yield self._episode(env, policy, episode)
+        finally:
+            env.close()
+
+    def _episode(self, env: Any, policy: Any, episode: Episode) -> dict[str, Any]:
+        seed = self.config.seed * 100_003 + episode.state
+        observation = env.start(episode.state, seed)
+        disguise = self._disguise(env, episode)
+        state, calls, llm_ms, kept, seen = policy.new_state(), 0, [], [], []
+        while not env.over:
+            shown = disguise(observation, calls)
+            if episode.row == Row("dense") and self.keep_frames:
+                seen.append(np.stack([shown.images[name] for name in sorted(shown.images)]))
+            chunk = policy.act_one(shown, state)
+            calls += 1
+            llm_ms.append(
+                sum(chunk.stage_ms.get(s, 0.0) for s in ("prefill", "selection", "decode"))
+            )
+            kept.append(tuple((site, len(index)) for site, index in chunk.kept.items()))
+            observation = env.advance(chunk.actions[: self.config.execute])
+        if seen:
+            self.frames.mkdir(parents=True, exist_ok=True)
+            np.save(self._frame_file(episode.suite, episode.task, episode.state), np.stack(seen))
+        return {
+            "key": episode.key,
+            "suite": episode.suite,
+            "task": episode.task,
+            "state": episode.state,
+            "seed": seed,
+            **{k: v for k, v in asdict(episode.row).items() if k != "states"},
+            "success": bool(env.success),
+            "steps": env.steps,
+            "calls": calls,
+            "llm_ms": float(np.median(llm_ms)),
+            "kept": dict(kept[-1]),
+            "assets": env.assets,
+        }
+
+    def _disguise(self, env: Any, episode: Episode) -> Callable[[Observation, int], Observation]:
+        """What a control does to what the policy sees."""
+        control, tasks = episode.row.control, len(env.instructions)
+        other = (episode.task + tasks // 2) % tasks
+        if control == "black":
+            return lambda o, _: replace(
+                o, images={k: np.zeros_like(v) for k, v in o.images.items()}
+            )
+        if control == "wrong_instruction":
+            return lambda o, _: replace(o, instruction=env.instructions[other])
+        if control == "other_images":
+            file = self._frame_file(episode.suite, other, episode.state)
+            if not file.exists():
+                raise ConfigError(
+                    f"control other_images needs the dense episode of task {other}, state "
+                    f"{episode.state}; put both tasks in the config."
+                )
+            frames = np.load(file)  # [calls, V, H, W, 3]
+            return lambda o, call: replace(
+                o,
+                images=dict(
+                    zip(sorted(o.images), frames[min(call, len(frames) - 1)], strict=True)
+                ),
+            )
+        return lambda o, _: o
+
+    def _frame_file(self, suite: str, task: int, state: int) -> Path:
+        return self.frames / f"{suite}_{task}_{state}.npy"

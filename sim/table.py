@@ -1,0 +1,106 @@
+"""Episodes to a table: success with paired intervals, tokens, cost, time ratios."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vla_prune_sim.rollout import RunConfig, SuiteConfig
+
+from vla_prune import report
+from vla_prune.build import build_adapter
+from vla_prune.cost import prefill_macs, tokens_per_layer
+
+POOLED = "pooled"
+
+
+def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The results document: one row per suite and recipe, and pooled over suites."""
+    lines = Path(config.results).with_suffix(".episodes.jsonl")
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    lines.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
+    document = {
+        "command": shlex.join(["vla-prune", *sys.argv[1:]]),
+        "commit": report.commit(),
+        "machine": report.machine(),
+        "assets": sorted({r["assets"] for r in results}),
+        "seed": config.seed,
+        "rows": rows(config, results),
+        "episodes_file": lines.name,
+    }
+    Path(config.results).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return document
+
+
+def rows(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of the results, each suite by itself and then all of them."""
+    dense = {_place(r): r for r in results if _row(r) == ("dense", 1.0, "none")}
+    groups: dict[tuple, list[Mapping[str, Any]]] = defaultdict(list)
+    for result in results:
+        groups[(result["suite"], *_row(result))].append(result)
+    pooled = len({r["suite"] for r in results}) > 1
+    for result in results if pooled else ():
+        groups[(POOLED, *_row(result))].append(result)
+    macs = _Macs(config)
+    return [_summary(key, group, dense, macs) for key, group in groups.items()]
+
+
+def _summary(
+    key: tuple, group: list[Mapping[str, Any]], dense: Mapping[tuple, Any], macs: _Macs
+) -> dict[str, Any]:
+    suite, recipe, keep, control = key
+    paired = [r for r in group if _place(r) in dense]
+    reference = [dense[_place(r)] for r in paired]
+    difference, interval = report.paired_interval(
+        [r["success"] for r in paired], [r["success"] for r in reference]
+    )
+    counts = [macs.of(r) for r in group]
+    ours, theirs = (np.median([r["llm_ms"] for r in rs]) for rs in (paired, reference))
+    return {
+        "suite": suite,
+        "recipe": recipe,
+        "keep_ratio": keep,
+        "control": control,
+        "episodes": len(group),
+        "success": float(np.mean([r["success"] for r in group])),
+        "diff": difference,
+        "diff_ci": list(interval),
+        "tokens": float(np.mean([tokens for tokens, _ in counts])),
+        "macs": float(np.mean([macs for _, macs in counts])),
+        "time_ratio": float(ours / theirs) if paired else None,
+    }
+
+
+class _Macs:
+    """Visual tokens kept and multiply-accumulates of the language model, per episode."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.adapters: dict[str, Any] = {}
+
+    def of(self, result: Mapping[str, Any]) -> tuple[int, float]:
+        suite = result["suite"]
+        if suite not in self.adapters:
+            entry = self.config.suites[suite]
+            name = entry.policy if isinstance(entry, SuiteConfig) else entry["policy"]
+            self.adapters[suite] = build_adapter(name)
+        adapter = self.adapters[suite]
+        lengths = tokens_per_layer(
+            adapter.shape, adapter.layout.total, adapter.other_tokens, result["kept"]
+        )
+        tokens = min([adapter.layout.total, *result["kept"].values()])
+        return tokens, prefill_macs(adapter.shape, lengths)
+
+
+def _place(result: Mapping[str, Any]) -> tuple:
+    return result["suite"], result["task"], result["state"]
+
+
+def _row(result: Mapping[str, Any]) -> tuple:
+    return result["recipe"], result["keep_ratio"], result["control"]

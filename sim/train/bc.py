@@ -1,0 +1,318 @@
+r"""Behaviour cloning of pocket policies: demonstrations in, safetensors out, resumable.
+
+Besides the L1 loss on the action chunk (OpenVLA-OFT, arXiv 2502.19645) three helpers speed up
+learning from few frames and are thrown away afterwards: each visual token's class, from the
+decoder's output and from the tower alone (does the patch show the target, the destination, the
+robot?), and the offsets from the hand to target and destination. Part of the steps see a random
+subset of the visual tokens, which makes them cheaper; the model card says so, because it also
+makes a policy less afraid of pruning.
+
+Example::
+
+    python -m vla_prune_sim.train.bc --demos runs/demos/libero_spatial --out
+    runs/pocket/libero_spatial \\
+        --suite libero_spatial --steps 6000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vla_prune_sim.train.frames import Batch, FrameSet
+from vla_prune_sim.train.pocket import pocket_config, word_tokenizer
+
+from vla_prune.models.actions import Statistics
+from vla_prune.models.openvla import OpenVLA
+
+CLASSES = 5
+CLASS_WEIGHT = (0.25, 3.0, 1.0, 0.5, 1.0)  # patches of the target are few and matter most
+
+
+class Helpers(nn.Module):
+    """Auxiliary heads that exist only during training.
+
+    Args:
+        tower: width of the vision features.
+        width: width of the decoder.
+        words: vocabulary size.
+    """
+
+    def __init__(self, tower: int, width: int, words: int) -> None:
+        super().__init__()
+        self.words = nn.EmbeddingBag(words, tower, mode="mean", padding_idx=0)
+        self.tower_class = nn.Sequential(
+            nn.LayerNorm(tower), nn.Linear(tower, tower), nn.GELU(), nn.Linear(tower, CLASSES)
+        )
+        self.token_class = nn.Linear(width, CLASSES)
+        self.offset = nn.Linear(width, 6)
+
+    def tower_loss(self, features: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+        """Patch classes from the tower's features and the words alone, before any attention."""
+        modulated = features * (1.0 + self.words(ids)[:, None])
+        return _class_loss(self.tower_class(modulated), labels)
+
+
+class Trainer:
+    """One policy, its optimiser and its place in the data; everything a resume needs.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.train, self.valid = FrameSet(args.demos), FrameSet(args.demos, held_out=True)
+        words = self.out / "policy" / "tokenizer.json"
+        known = words.exists()
+        self.tokenizer = (
+            Tokenizer.from_file(str(words)) if known else word_tokenizer(self.train.sentences)
+        )
+        torch.manual_seed(args.seed)
+        self.config = pocket_config(self.tokenizer.get_vocab_size())
+        self.statistics = self._statistics()
+        self.model = OpenVLA(self.config, self.statistics).to(self.device)
+        tower = sum(t.hidden_size for t in self.config.towers)
+        width = self.config.llm["hidden_size"]
+        self.helpers = Helpers(tower, width, self.tokenizer.get_vocab_size()).to(self.device)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            _groups(self.model, self.helpers), lr=args.lr, betas=(0.9, 0.95), fused=True
+        )
+        self.step = 0
+        self._resume()
+
+    def run(self) -> None:
+        """Train to the last step, with a line of progress, checkpoints and a learning curve."""
+        args, started, first = self.args, time.monotonic(), self.step
+        meter: list[dict[str, float]] = []
+        while self.step < args.steps:
+            for group in self.optimiser.param_groups:
+                group["lr"] = args.lr * _schedule(self.step, args.steps, args.warmup)
+            meter.append(self._step())
+            self.step += 1
+            self._update_average()
+            if self.step % args.log_every == 0:
+                rate = (self.step - first) * args.batch / (time.monotonic() - started)
+                line = {key: float(np.mean([m[key] for m in meter])) for key in meter[-1]}
+                line |= {"step": self.step, "frames": len(self.train), "samples_per_s": rate}
+                meter = []
+                if self.step % args.save_every == 0 or self.step == args.steps:
+                    line |= self.validate()
+                    self.save()
+                    self.train.refresh()
+                    self.valid.refresh()
+                print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
+                with (self.out / "curve.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+    def _step(self) -> dict[str, float]:
+        rng = np.random.default_rng([self.args.seed, self.step])
+        index = rng.integers(len(self.train), size=self.args.batch)
+        batch = self.train.batch(index, self.args.shift, int(rng.integers(1 << 31)))
+        keep = float(rng.choice(self.args.keep))
+        if self.step >= self.args.steps * (1.0 - self.args.dense_tail):
+            keep = 1.0
+        self.model.train()
+        pretraining = self.step < self.args.pretrain
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.args.bf16):
+            losses = self.tower_losses(batch) if pretraining else self.losses(batch, keep, rng)
+        loss = sum(losses.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [*self.model.parameters(), *self.helpers.parameters()]
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not torch.isfinite(norm):
+            raise SystemExit(
+                f"step {self.step}: the gradient is not finite; "
+                f"the last good checkpoint is in {self.out}."
+            )
+        self.optimiser.step()
+        return {key: float(value.detach()) for key, value in losses.items()}
+
+    def tower_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The first steps: the tower alone learns what patches show, many times cheaper."""
+        ids, _ = self._words(batch)
+        features = self.model.vision_features(batch.images.to(self.device))
+        return {"tower": self.helpers.tower_loss(features, ids, batch.labels.to(self.device))}
+
+    def losses(
+        self, batch: Batch, keep: float = 1.0, rng: np.random.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """All losses of one batch, with a random ``keep`` share of the visual tokens."""
+        model, device = self.model, self.device
+        ids, mask = self._words(batch)
+        labels = batch.labels.to(device)
+        features = model.vision_features(batch.images.to(device))
+        losses = {"tower": 0.1 * self.helpers.tower_loss(features, ids, labels)}
+        visual, positions = model.projector(features), None
+        if keep < 1.0:
+            scores = torch.from_numpy(rng.random(labels.shape, dtype=np.float32)).to(device)
+            index = scores.topk(round(keep * labels.shape[1])).indices.sort().values
+            visual = visual.gather(1, index[..., None].expand(-1, -1, visual.shape[-1]))
+            labels, positions = labels.gather(1, index), index + model.visual_offset
+        proprio = self.statistics.normalise_proprio(None, batch.proprio.to(device))
+        if model.training:
+            proprio = proprio + 0.02 * torch.randn_like(proprio)
+        inputs = model.build_inputs(visual, ids, proprio, mask, positions)
+        hidden = model.decode(inputs)
+        predicted = model.predict_chunk(hidden, inputs).float()
+        wanted = self.statistics.normalise(None, batch.actions.to(device)).clamp(-1.5, 1.5)
+        error = (predicted - wanted).abs()
+        losses["action"] = error[..., :6].mean()
+        losses["gripper"] = 0.25 * error[..., 6].mean()
+        tokens = hidden[:, slice(*inputs.visual_slots)]
+        losses["token"] = 0.15 * _class_loss(self.helpers.token_class(tokens), labels)
+        offsets = self.helpers.offset(hidden[:, inputs.action_rows[0]]).float()
+        losses["offset"] = 0.3 * (offsets - 10.0 * batch.offsets.to(device)).abs().mean()
+        return losses
+
+    @torch.inference_mode()
+    def validate(self, batches: int = 6) -> dict[str, float]:
+        """Losses of the averaged weights on held-out demonstrations, dense."""
+        if not len(self.valid):
+            return {}
+        current = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        rng = np.random.default_rng(0)
+        rows = []
+        for _ in range(batches):
+            batch = self.valid.batch(rng.integers(len(self.valid), size=32))
+            rows.append({k: float(v) for k, v in self.losses(batch).items()})
+        self.model.load_state_dict(current)
+        return {f"valid_{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+    def save(self) -> None:
+        """Averaged weights as a policy folder, and everything a resume needs beside it."""
+        current = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.save_pretrained(self.out / "policy")
+        self.tokenizer.save(str(self.out / "policy" / "tokenizer.json"))
+        self.model.load_state_dict(current)
+        tensors = {f"model.{k}": v for k, v in current.items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        tensors |= {f"helpers.{k}": v for k, v in self.helpers.state_dict().items()}
+        for number, entry in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entry.items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        partial = self.out / "resume.partial"
+        save_file(tensors, partial, metadata={"step": str(self.step)})
+        partial.rename(self.out / "resume.safetensors")
+
+    def _resume(self) -> None:
+        path = self.out / "resume.safetensors"
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as file:
+            self.step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        part = lambda name: {  # noqa: E731
+            k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)
+        }
+        self.model.load_state_dict(part("model."), strict=False)
+        self.average = {k: v.to(self.device) for k, v in part("average.").items()}
+        self.helpers.load_state_dict(part("helpers."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimiser.").items():
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        print(f"resumed at step {self.step}", flush=True)
+
+    def _statistics(self) -> Statistics:
+        """Action and state ranges of the demonstrations; kept from the first start on."""
+        path = self.out / "policy" / "dataset_statistics.json"
+        if path.exists():
+            return Statistics.load(path)
+        actions = np.concatenate([row[1] for row in self.train.rows])
+        states = np.stack([row[0] for row in self.train.rows])
+        entry = {"action": _range(actions), "proprio": _range(states)}
+        entry["action"]["mask"] = [True] * 6 + [False]
+        return Statistics({self.args.suite: entry})
+
+    def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        encoded = self.tokenizer.encode_batch(batch.instructions)
+        ids = torch.tensor([e.ids for e in encoded], device=self.device)
+        mask = torch.tensor([e.attention_mask for e in encoded], device=self.device)
+        return ids, mask.bool()
+
+    def _update_average(self) -> None:
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.state_dict().items():
+            self.average[name].lerp_(value, 1.0 - decay)
+
+
+def _class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    weight = torch.tensor(CLASS_WEIGHT, device=logits.device)
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weight)
+
+
+def _groups(*modules: nn.Module) -> list[dict]:
+    """Weight decay on matrices only."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _range(values: np.ndarray) -> dict[str, list[float]]:
+    flat = values.reshape(-1, values.shape[-1])
+    low, high = np.quantile(flat, 0.01, axis=0), np.quantile(flat, 0.99, axis=0)
+    high = np.maximum(high, low + 1e-3)
+    return {"q01": low.tolist(), "q99": high.tolist()}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demos", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--pretrain", type=int, default=800)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.5, 1.0])
+    parser.add_argument("--dense-tail", type=float, default=0.1)
+    parser.add_argument("--shift", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=250)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train."""
+    args = parse(argv)
+    torch.set_num_threads(args.threads)
+    Trainer(args).run()
+
+
+if __name__ == "__main__":
+    main()

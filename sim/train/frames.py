@@ -1,0 +1,115 @@
+"""Demonstration frames in memory, as a trainer wants them. Knows no simulator.
+
+The files are those of :mod:`vla_prune_sim.train.demos`. Shards may still be arriving: call
+:meth:`FrameSet.refresh` now and then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 8
+VIEWS = ("agentview_rgb", "eye_in_hand_rgb")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step sees.
+
+    Attributes:
+        images: ``[B, V, 3, H, W]`` float in [0, 1].
+        proprio: ``[B, P]`` physical units.
+        actions: ``[B, CHUNK, 7]`` physical units, what the expert would do next.
+        labels: ``[B, V * n]`` patch class: 0 rest, 1 target, 2 destination, 3 robot, 4 another
+            object.
+        offsets: ``[B, 6]`` metres from the hand to the target and to the destination.
+        instructions: one sentence each.
+    """
+
+    images: Tensor
+    proprio: Tensor
+    actions: Tensor
+    labels: Tensor
+    offsets: Tensor
+    instructions: list[str]
+
+
+class FrameSet:
+    """All sampled frames of a folder of demonstration shards.
+
+    Args:
+        folder: where the ``*.hdf5`` shards are.
+        held_out: take only every tenth demonstration (for validation), or all others.
+    """
+
+    def __init__(self, folder: str | Path, held_out: bool = False) -> None:
+        self.folder = Path(folder)
+        self.held_out = held_out
+        self._seen: set[str] = set()
+        self.images: list[np.ndarray] = []
+        self.rows: list[tuple[np.ndarray, ...]] = []
+        self.sentences: list[str] = []
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def refresh(self) -> int:
+        """Read shards that have arrived since; returns how many frames there are now."""
+        import h5py  # only trainers need it
+
+        for path in sorted(self.folder.glob("**/*.hdf5")):
+            if str(path) in self._seen:
+                continue
+            self._seen.add(str(path))
+            with h5py.File(path, "r") as file:
+                for number, name in enumerate(sorted(file["data"])):
+                    if (number % 10 == 9) == self.held_out:
+                        self._add(file["data"][name])
+        return len(self)
+
+    def _add(self, demo) -> None:
+        where, actions = demo["frame_index"][()], demo["actions"][()]
+        state, patches = demo["states8"][()], demo["aux/patches"][()]
+        views = np.stack([demo[f"obs/{view}"][()] for view in VIEWS], axis=1)  # [F, V, H, W, 3]
+        ends = np.stack([demo["aux/target_pos"][()], demo["aux/goal_pos"][()]], axis=1)
+        offsets = (ends - state[:, None, :3]).reshape(len(where), -1)  # [F, 6]
+        for row, frame in enumerate(where):
+            chunk = actions[frame : frame + CHUNK]
+            self.images.append(views[row])
+            self.rows.append((state[row], chunk, patches[row].reshape(-1), offsets[row]))
+            self.sentences.append(str(demo.attrs["instruction"]))
+
+    def batch(self, index: np.ndarray, shift: int = 0, seed: int | None = None) -> Batch:
+        """Frames at ``index``; with a seed, images are jittered in place, gain and noise."""
+        images = np.stack([self.images[i] for i in index])  # [B, V, H, W, 3]
+        images = torch.from_numpy(images).permute(0, 1, 4, 2, 3).float().div_(255.0)
+        if seed is not None:
+            images = augment(images, shift, torch.Generator().manual_seed(seed))
+        columns = [np.stack(column) for column in zip(*(self.rows[i] for i in index), strict=True)]
+        state, actions, labels, offsets = (torch.from_numpy(column) for column in columns)
+        return Batch(
+            images, state, actions, labels.long(), offsets, [self.sentences[i] for i in index]
+        )
+
+
+def augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Shift by up to ``shift`` pixels, gain, offset, noise: ``[B, V, 3, H, W]`` in [0, 1]."""
+    batch, views, _, height, width = images.shape
+    flat = images.flatten(0, 1)
+    if shift:
+        padded = torch.nn.functional.pad(flat, [shift] * 4, mode="replicate")
+        moves = torch.randint(0, 2 * shift + 1, (len(flat), 2), generator=generator).tolist()
+        moved = [
+            p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, moves, strict=True)
+        ]
+        flat = torch.stack(moved)
+    gain = 1.0 + 0.15 * (2 * torch.rand(len(flat), 3, 1, 1, generator=generator) - 1)
+    offset = 0.06 * (2 * torch.rand(len(flat), 1, 1, 1, generator=generator) - 1)
+    noise = 0.02 * torch.randn(flat.shape, generator=generator)
+    return (flat * gain + offset + noise).clamp_(0.0, 1.0).view(batch, views, 3, height, width)
