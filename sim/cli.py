@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from vla_prune_sim import demo as demonstration
 from vla_prune_sim import rollout, table
 
 from vla_prune import config, report
-from vla_prune.cli import Json, Set, emit, err, out
+from vla_prune.cli import Json, Set, emit, err, out, progress
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(run)
+    app.command()(demo)
 
 
 def run(
@@ -48,4 +51,30 @@ def run(
     shown = ["suite", "recipe", "keep_ratio", "control", "episodes", "success", "diff", "diff_ci"]
     shown += ["tokens", "macs", "time_ratio"]
     out.print(report.table(run_config.results, document["rows"], shown))
+    emit(document, as_json)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where pictures and results go.")] = Path(
+        "runs/demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """See pruning work: LIBERO in closed loop where it is installed, drawn frames elsewhere."""
+    with progress("demo") as update:
+        document = demonstration.run(folder, update)
+    if "rows" in document:
+        shown = ["suite", "recipe", "keep_ratio", "episodes", "success", "tokens", "time_ratio"]
+        out.print(report.table("closed loop", document["rows"], shown))
+    stages = [
+        {"recipe": row["recipe"], "keep_ratio": row["keep_ratio"], "ms": row["median_ms"]}
+        | {name: row["stages_ms"].get(name) for name in demonstration.STAGES}
+        for row in document["stages"]
+    ]
+    columns = ["recipe", "keep_ratio", "ms", *demonstration.STAGES]
+    out.print(report.table("one policy call, median milliseconds", stages, columns))
+    out.print(
+        f"kept {document['kept']} of {document['of']} visual tokens: {document['picture']}",
+        highlight=False,
+    )
     emit(document, as_json)
