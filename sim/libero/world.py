@@ -1,4 +1,11 @@
-"""LIBERO for the rollout harness: one task at a time, pictures drawn only when the policy is asked."""
+"""LIBERO for the rollout harness: one task at a time, pictures drawn when the policy is asked.
+
+Knows no policy.
+
+    >>> episodes = LiberoWorld(image_size=144, look="fast").open("libero_object", 3)
+    ... # doctest: +SKIP
+    >>> observation = episodes.start(state=30, seed=0)  # doctest: +SKIP
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,274 @@
+"""Demonstrations of the scripted expert in LIBERO, written as HDF5.
+
+The files follow LIBERO's own layout (``data/demo_i/obs/agentview_rgb``, ``actions`` and so on)
+with one deviation: pictures exist at sampled steps only, which ``frame_index`` names. ``actions``
+are what the expert would do at each step; ``executed`` is what was done, which differs in bursts
+that push the hand away so that the way back is seen. The eight steps after every sampled frame are
+undisturbed, so ``actions[frame_index[f]:frame_index[f] + 8]`` is a true chunk. Every key stands in
+``sim/libero/README.md``. Knows no model.
+
+    python -m vla_prune_sim.train.demos --suite libero_object --out runs/demos --episodes 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from vla_prune_sim.libero.env import VIEWS, LiberoEnv, proprio
+from vla_prune_sim.libero.expert import GOALS, Expert
+from vla_prune_sim.libero.labels import patches, pixel
+from vla_prune_sim.libero.layouts import RandomLayout
+
+from vla_prune.errors import VlaPruneError
+
+CHUNK = 8
+SIZE = 144
+TRAIN_STATES = 30  # shipped states from this one on are for evaluation
+FORMAT = 1
+
+
+class Disturbance:
+    """Bursts that take the hand off its way, each announced eight steps ahead."""
+
+    def __init__(self, rng: np.random.Generator, most: int) -> None:
+        self._rng, self._left = rng, most
+        self._calm, self._start, self._end = 0, -1, -1
+
+    def quiet(self, step: int) -> bool:
+        """Whether the eight steps from `step` on stay undisturbed."""
+        return self._start < 0 or step + CHUNK <= self._start
+
+    def __call__(self, step: int, clean: np.ndarray, near: bool) -> np.ndarray:
+        """The action to execute instead of `clean`, ``[7]``."""
+        if self._start >= 0 and step >= self._end:
+            self._start, self._calm = -1, 0
+        if self._start < 0:
+            self._calm += 1
+            if self._left and self._calm > 10 and self._rng.random() < (0.10 if near else 0.03):
+                self._plan(step + CHUNK)
+        if self._start < 0 or step < self._start:
+            return clean
+        if self._kind == "grip":
+            return np.append(clean[:6], -clean[6])
+        if self._kind == "noise":
+            return np.clip(clean + np.append(self._rng.normal(0, 0.6, 6), 0.0), -1, 1)
+        return np.append(self._push, clean[6])
+
+    def _plan(self, start: int) -> None:
+        rng = self._rng
+        self._left -= 1
+        self._kind = rng.choice(["push", "noise", "grip"], p=[0.6, 0.2, 0.2])
+        length = {"push": (3, 8), "noise": (6, 11), "grip": (4, 9)}[self._kind]
+        self._start, self._end = start, start + int(rng.integers(*length))
+        way = rng.normal(size=3)
+        turn = rng.uniform(-0.4, 0.4, 3) * (rng.random() < 0.5)
+        self._push = np.concatenate([way / np.linalg.norm(way) * rng.uniform(0.5, 1.0), turn])
+
+
+class Frames:
+    """Pictures and labels of the sampled steps of one episode."""
+
+    def __init__(self, env: LiberoEnv, target: str, goal: str) -> None:
+        self._env, self._target, self._goal = env, target, goal
+        self.rows: dict[str, list] = {}
+
+    def take(self, step: int, holding: bool) -> None:
+        """Add the present instant."""
+        scene = self._env.scene()
+        state = proprio(scene)
+        row = {
+            "frame_index": np.int32(step),
+            "states8": state,
+            "obs/ee_pos": state[:3],
+            "obs/ee_ori": state[3:6],
+            "obs/gripper_states": state[6:],
+            "aux/holding": np.bool_(holding),
+        }
+        # The released convention shows the mirror image of the true view.
+        for view, key in (("agentview", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")):
+            row[f"obs/{key}"] = self._env.raw_image(view, SIZE)[::-1, ::-1]
+        seen = [
+            patches(scene, self._target, self._goal, camera)[:, ::-1] for camera in VIEWS.values()
+        ]
+        row["aux/patches"] = np.stack(seen)
+        for role, name in (("target", self._target), ("goal", self._goal)):
+            corners = scene.corners(name)
+            point = (corners.min(0) + corners.max(0)) / 2
+            spots = [pixel(scene, point, camera) for camera in VIEWS.values()]
+            row[f"aux/{role}_pos"] = point.astype(np.float32)
+            row[f"aux/{role}_uv"] = np.array([[1.0 - uv[0], uv[1]] for uv, _ in spots], np.float32)
+            row[f"aux/{role}_in_view"] = np.array([inside for _, inside in spots])
+        for key, value in row.items():
+            self.rows.setdefault(key, []).append(value)
+
+
+def record(env: LiberoEnv, seed: int) -> tuple[dict, dict] | None:
+    """One episode: arrays and attributes, or None when the layout or the expert failed."""
+    rng = np.random.default_rng(seed)
+    init = int(rng.integers(TRAIN_STATES))
+    layout = RandomLayout(seed) if rng.random() < 0.75 else None
+    obs, _ = env.reset(seed=seed, options={"init": init, "layout": layout})
+    if layout is not None and not layout.intact(env):
+        return None
+    scene, goal = env.scene(), GOALS[env.suite]
+    target = env.goal[0][1]
+    expert = Expert(scene, target, goal)
+    disturb = Disturbance(rng, int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2])))
+    frames = Frames(env, target, goal)
+    actions, executed, due = [], [], 0
+    done_at = None
+    for step in range(env.max_steps):
+        clean = expert.act().astype(np.float32)
+        near = _near(expert, scene, target, goal)
+        action = disturb(step, clean, near).astype(np.float32)
+        if done_at is None and step >= due and disturb.quiet(step):
+            frames.take(step, expert.holding)
+            due = step + (2 if near else int(rng.integers(3, 5)))
+        actions.append(clean)
+        executed.append(action)
+        _, _, success, cut, _ = env.step(action)
+        if success and done_at is None:
+            done_at = step + 1
+        # A little longer, so that the last frames have whole chunks.
+        if done_at is not None and step + 1 >= done_at + CHUNK:
+            break
+        if cut and done_at is None:
+            return None
+    if done_at is None:
+        return None
+    arrays = {key: np.stack(rows) for key, rows in frames.rows.items()}
+    arrays["actions"], arrays["executed"] = np.stack(actions), np.stack(executed)
+    keep = arrays["frame_index"] + CHUNK <= len(actions)
+    for key in frames.rows:
+        arrays[key] = arrays[key][keep]
+    about = {
+        "instruction": obs["instruction"],
+        "suite": env.suite,
+        "task": env.task,
+        "init": init,
+        "seed": seed,
+        "layout": layout.describe() if layout else "shipped",
+        "target": target,
+        "goal": goal,
+        "steps": done_at,
+    }
+    return arrays, about
+
+
+def _near(expert: Expert, scene, target: str, goal: str) -> bool:
+    if expert.holding:
+        return bool(np.linalg.norm((scene.position(target) - scene.position(goal))[:2]) < 0.06)
+    return bool(np.linalg.norm(scene.hand - expert.grasp()[0]) < 0.06)
+
+
+def write_shard(path: Path, suite: str, task: int, episodes: int, seed: int) -> tuple[int, int]:
+    """Make one file; returns how many episodes and frames it has."""
+    env = LiberoEnv(suite, task, look="fast", images=False, max_steps=220, quick_physics=True)
+    part = path.with_suffix(".part")
+    count = frames = tries = 0
+    try:
+        with h5py.File(part, "w") as file:
+            data = file.create_group("data")
+            # More than ten failures would be a broken expert, not bad luck.
+            while count < episodes and tries < episodes + 10:
+                made = record(env, seed + tries)
+                tries += 1
+                if made is None:
+                    continue
+                arrays, about = made
+                demo = data.create_group(f"demo_{count}")
+                for key, value in arrays.items():
+                    if key.endswith("_rgb"):
+                        demo.create_dataset(
+                            key,
+                            data=value,
+                            chunks=(1, *value.shape[1:]),
+                            compression="gzip",
+                            compression_opts=1,
+                        )
+                    else:
+                        demo.create_dataset(key, data=value)
+                demo.attrs.update(about)
+                count += 1
+                frames += len(arrays["frame_index"])
+            data.attrs.update(
+                {
+                    **env.about(),
+                    "image_size": SIZE,
+                    "image_convention": "released",
+                    "format": FORMAT,
+                    "chunk": CHUNK,
+                    "control_hz": 20,
+                    "quick_physics": True,
+                    "tries": tries,
+                    "num_demos": count,
+                    "num_frames": frames,
+                    "views": json.dumps(list(VIEWS)),
+                    "patch_labels": json.dumps(
+                        ["background", "target", "goal", "robot", "other object"]
+                    ),
+                }
+            )
+    finally:
+        env.close()
+    if not count:
+        part.unlink()
+        raise RuntimeError(f"{suite} task {task}: the expert failed {tries} times out of {tries}.")
+    part.replace(path)
+    return count, frames
+
+
+def shards(
+    out: Path, suite: str, episodes: int, per_shard: int, seed: int, worker: tuple[int, int]
+) -> Iterator[tuple[Path, int, int]]:
+    """Files still to be made by this worker: path, task, seed. Tasks take turns."""
+    index = -1
+    for shard in range(-(-episodes // (10 * per_shard))):
+        for task in range(10):
+            index += 1
+            path = out / suite / f"task_{task:02d}_shard_{shard:04d}.hdf5"
+            if index % worker[1] == worker[0] and not path.exists():
+                yield path, task, seed * 1_000_003 + (shard * 10 + task) * 1000
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=sorted(GOALS), required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/demos"))
+    parser.add_argument("--episodes", type=int, default=500, help="of all ten tasks together")
+    parser.add_argument("--per-shard", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
+    args = parser.parse_args(argv)
+    index, of = args.worker.split("/")
+    worker = (int(index), int(of))
+    (args.out / args.suite).mkdir(parents=True, exist_ok=True)
+    try:
+        _make(args, worker)
+    except VlaPruneError as error:
+        parser.error(str(error))
+
+
+def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
+    start, made, seen = time.time(), 0, 0
+    todo = shards(args.out, args.suite, args.episodes, args.per_shard, args.seed, worker)
+    for path, task, seed in todo:
+        count, frames = write_shard(path, args.suite, task, args.per_shard, seed)
+        made, seen = made + count, seen + frames
+        rate = seen / (time.time() - start)
+        print(
+            f"{args.suite} {path.name}: {count} episodes, {frames} frames; in all {made} episodes,"
+            f" {seen} frames, {rate:.1f} frames/s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
