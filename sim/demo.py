@@ -1,8 +1,8 @@
 """``vla-prune demo``: always something real, whatever the machine has.
 
-With hf-libero and its assets the pocket policy drives two LIBERO tasks, dense and pruned. Without them
-it looks at built-in drawings. Either way a picture shows which patches stay and a table where the
-time goes.
+With hf-libero and its assets the pocket policy drives two LIBERO tasks, dense and pruned. Without
+them it looks at built-in drawings. Either way a picture shows which patches stay and a table
+where the time goes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from vla_prune_sim import rollout, table
 
 from vla_prune import bench, config, draw
 from vla_prune.build import build_adapter, build_recipe
 from vla_prune.errors import MissingError
 from vla_prune.policy import attach
 from vla_prune.types import Observation
-from vla_prune_sim import rollout, table
 
 POLICY, RECIPE, KEEP, CUT = "pocket_libero_spatial", "dual_level", 0.25, 2
 STAGES = ("vision", "prefill", "selection", "head")

@@ -75,7 +75,7 @@ def test_set_overrides_in_order(tmp_path: Path) -> None:
 
 def test_set_of_an_unknown_key_suggests(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("prune: {keep: 1}\n")
-    with pytest.raises(ConfigError, match="did you mean 'prune.keep'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'prune.keep'"):
         config.load(tmp_path / "x.yaml", ["pruen.keep=2"])
 
 

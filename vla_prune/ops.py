@@ -27,12 +27,13 @@ def topk_mask(scores: Tensor, k: int) -> Tensor:
 
 
 def rank_normalise(scores: Tensor) -> Tensor:
-    """Replace scores by their rank in [0, 1], highest 1: ``[..., N]`` -> ``[..., N]`` float."""
-    order = scores.argsort(dim=-1, stable=True)
-    rank = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)
-    ranks = torch.empty_like(scores, dtype=torch.float32)
-    ranks.scatter_(-1, order, rank.expand_as(scores).contiguous())
-    return ranks / max(scores.shape[-1] - 1, 1)
+    """Replace scores by the share of others they beat: ``[..., N]`` -> ``[..., N]`` in [0, 1].
+
+    Equal scores get equal ranks, so a signal that says nothing ranks nobody first.
+    """
+    scores = scores.contiguous()
+    ranks = torch.searchsorted(scores.sort(dim=-1).values, scores)
+    return ranks.float() / max(scores.shape[-1] - 1, 1)
 
 
 def cosine_distances(features: Tensor) -> Tensor:

@@ -69,8 +69,10 @@ class VLAPolicy:
             )
         fresh = [_renewed(o, s) for o, s in zip(observations, states, strict=True)]
         chunks: list[ActionChunk | None] = [None] * len(states)
+        # Sorted before anything runs: a call may end its state's warm-up.
+        warming = [self.pruner.warming_up(state) for state, _ in fresh]
         for dense in (True, False):
-            group = [i for i, (s, _) in enumerate(fresh) if self.pruner.warming_up(s) == dense]
+            group = [i for i, cold in enumerate(warming) if cold == dense]
             if group:
                 made = self._run([observations[i] for i in group], [fresh[i][0] for i in group])
                 for i, chunk in zip(group, made, strict=True):

@@ -93,6 +93,8 @@ class Trainer:
             _groups(self.model, self.helpers), lr=args.lr, betas=(0.9, 0.95), fused=True
         )
         self.step = 0
+        if args.tower_from:
+            self._take_tower(Path(args.tower_from))
         self._resume()
 
     def run(self) -> None:
@@ -213,6 +215,14 @@ class Trainer:
         save_file(tensors, partial, metadata={"step": str(self.step)})
         partial.rename(self.out / "resume.safetensors")
 
+    def _take_tower(self, path: Path) -> None:
+        """Begin with the image tower of another policy's weights."""
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith("towers.")]  # noqa: SIM118
+            tower = {name: file.get_tensor(name) for name in names}
+        self.model.load_state_dict(tower, strict=False)
+        self.average |= {name: value.clone().to(self.device) for name, value in tower.items()}
+
     def _resume(self) -> None:
         path = self.out / "resume.safetensors"
         if not path.exists():
@@ -299,6 +309,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.5, 1.0])
     parser.add_argument("--dense-tail", type=float, default=0.1)
     parser.add_argument("--shift", type=int, default=2)
+    parser.add_argument("--tower-from", help="model.safetensors whose image tower to begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
