@@ -61,7 +61,7 @@ class RunConfig:
     """What ``configs/run/*.yaml`` may hold.
 
     Attributes:
-        world: simulator, a key of ``WORLDS``.
+        world: simulator, a key of ``WORLDS`` or ``module:Class``.
         suites: suite name -> policy, tasks and states.
         rows: what is compared; the first must be dense, the reference of every pair.
         results: JSON file to write.
@@ -69,7 +69,7 @@ class RunConfig:
         cut_layer: moves the recipes' decoder cuts, for decoders of another depth.
         execute: steps of a chunk that are executed before the policy is asked again.
         seed: of the simulator's draws; with the state's number it fixes an episode.
-        workers: processes; 0 for one per core.
+        workers: processes; 0 for one per core, 1 for this process alone.
         threads: torch threads in each worker.
         options: handed to the world, such as image size and look.
     """
@@ -125,6 +125,15 @@ def episodes(config: RunConfig) -> list[Episode]:
     return made
 
 
+def world_path(world: str) -> str:
+    """``module:Class`` of a simulator, from a name of ``WORLDS`` or given as such."""
+    if ":" in world:
+        return world
+    if world not in WORLDS:
+        raise did_you_mean("run", "world", world, WORLDS)
+    return WORLDS[world]
+
+
 def run(
     config: RunConfig, only: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
@@ -136,6 +145,7 @@ def run(
         progress: called with (done, total) after every episode.
     """
     wanted = episodes(config)
+    world_path(config.world)
     if only:
         known = {episode.key: episode for episode in wanted}
         for key in only:
@@ -197,17 +207,26 @@ def _claimed(folder: Path) -> Iterator[None]:
 def _work(
     config: RunConfig, todo: Sequence[Episode], keep_frames: bool
 ) -> Iterator[dict[str, Any]]:
-    """Results as they come, from worker processes that take one (suite, task) at a time."""
+    """Results as they come; each worker takes one (suite, task) at a time."""
     groups: dict[tuple[str, int], list[Episode]] = {}
     for episode in todo:
         groups.setdefault((episode.suite, episode.task), []).append(episode)
-    if not groups:
-        return
+    count = min(config.workers or os.cpu_count() or 1, len(groups))
+    if count == 1:
+        bench = _Bench(config, keep_frames)
+        for group in groups.values():
+            yield from bench.group(group)
+    elif count:
+        yield from _in_processes(config, list(groups.values()), keep_frames, count)
+
+
+def _in_processes(
+    config: RunConfig, groups: Sequence[Sequence[Episode]], keep_frames: bool, count: int
+) -> Iterator[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     jobs, results = context.Queue(), context.Queue()
-    for group in groups.values():
+    for group in groups:
         jobs.put(group)
-    count = min(config.workers or os.cpu_count() or 1, len(groups))
     for _ in range(count):
         jobs.put(None)
     workers = [
@@ -216,7 +235,7 @@ def _work(
     ]
     for worker in workers:
         worker.start()
-    left = len(todo)
+    left = sum(map(len, groups))
     try:
         while left:
             try:
@@ -238,9 +257,6 @@ def _work(
 
 
 def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> None:
-    import torch
-
-    torch.set_num_threads(config.threads)
     try:
         bench = _Bench(config, keep_frames)
         while (group := jobs.get()) is not None:
@@ -259,14 +275,15 @@ class _Bench:
     """What one worker holds: the world, and one adapter per suite."""
 
     def __init__(self, config: RunConfig, keep_frames: bool) -> None:
+        import torch
+
         from vla_prune.build import import_object
 
+        torch.set_num_threads(config.threads)
         self.config = config
         self.frames = Path(config.work) / "frames"
         self.keep_frames = keep_frames
-        if config.world not in WORLDS:
-            raise did_you_mean("run", "world", config.world, WORLDS)
-        self.world = import_object(WORLDS[config.world])(**config.options)
+        self.world = import_object(world_path(config.world))(**config.options)
         self.adapters: dict[str, Any] = {}
 
     def group(self, group: Sequence[Episode]) -> Iterator[dict[str, Any]]:

@@ -117,7 +117,7 @@ def _download(target: Path) -> Path:
     return target.resolve()
 
 
-def needed_files(problem: Path, assets: Path) -> Iterator[str]:
+def needed_files(problem: Path, assets: Path) -> list[str]:
     """Files that a task loads, relative to the asset folder; those of an absent XML are unknown.
 
     Args:
@@ -136,12 +136,12 @@ def needed_files(problem: Path, assets: Path) -> Iterator[str]:
         if cls is not None:
             name = inspect.signature(cls).parameters["obj_name"].default
             models.append(OBJECT_FILES[cls.__module__.rsplit(".", 1)[-1]].format(name))
+    styles = (("floor", floor), ("wall", wall))
+    files = models + [f"textures/{get_texture_filename(type=p, style=s)}" for p, s in styles]
     for model in models:
-        yield model
         if (assets / model).is_file():
-            yield from _files_of(model, assets)
-    for part, style in (("floor", floor), ("wall", wall)):
-        yield f"textures/{get_texture_filename(type=part, style=style)}"
+            files += _files_of(model, assets)
+    return list(dict.fromkeys(files))
 
 
 def read_problem(text: str) -> tuple[str, list[str]]:

@@ -27,4 +27,5 @@ def vector_env(suite: str, tasks: Sequence[int], **options: Any) -> AsyncVectorE
         options: further arguments of `LiberoEnv`, the same for all.
     """
     makers = [partial(LiberoEnv, suite, task, **options) for task in tasks]
-    return AsyncVectorEnv(makers, context="spawn")
+    # Through shared memory, Gymnasium 1.4 would hand out the text of before the first reset.
+    return AsyncVectorEnv(makers, context="spawn", shared_memory=False)

@@ -1,0 +1,125 @@
+"""Tables of episodes over a tiny world: resumable, durable, paired, repeatable."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vla_prune.errors import ConfigError
+from vla_prune_sim import rollout, table
+
+POLICY = """# x
+# y
+adapter: openvla
+weights: random
+config:
+  towers: [{kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}]
+  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
+        num_attention_heads: 2}
+  views: [image]
+  form: oft
+  chunk: 2
+  slots_per_step: 1
+device: cpu
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> rollout.RunConfig:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    return rollout.RunConfig(
+        world="tests.sim.tiny_world:TinyWorld",
+        suites={
+            "tiny": {"policy": str(tmp_path / "policy.yaml"), "tasks": [0, 2], "states": [5, 6]}
+        },
+        rows=[
+            {"recipe": "dense"},
+            {"recipe": "dual_level", "keep_ratio": 0.25},
+            {"recipe": "blind", "states": 1},
+            {"recipe": "dense", "control": "wrong_instruction", "states": 1},
+            {"recipe": "dense", "control": "other_images", "states": 1},
+            {"recipe": "dense", "control": "black", "states": 1},
+        ],
+        results=str(tmp_path / "results" / "tiny.json"),
+        work=str(tmp_path / "work"),
+        cut_layer=2,
+        execute=2,
+        workers=1,
+    )
+
+
+def outcome(results: list[dict]) -> dict:
+    return {r["key"]: (r["success"], r["steps"], r["calls"], r["kept"]) for r in results}
+
+
+def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
+    results = rollout.run(config)
+    keys = [episode.key for episode in rollout.episodes(config)]
+    assert [r["key"] for r in results] == keys
+    assert len(keys) == 2 * (2 + 2 + 1 + 1 + 1 + 1)
+
+    # Half of the lines and a half-written one are what a kill leaves: the rest is run again, once.
+    lines = Path(config.work) / "episodes.jsonl"
+    kept = lines.read_text().splitlines()[:7]
+    lines.write_text("\n".join(kept) + '\n{"key": "tiny:0')
+    again = rollout.run(config)
+    assert outcome(again) == outcome(results)
+    assert [json.loads(line)["key"] for line in lines.read_text().splitlines()[:7]] == [
+        json.loads(line)["key"] for line in kept
+    ]
+
+    one = rollout.run(config, only=["tiny:2:6:dual_level:0.25"])
+    assert outcome(one) == {one[0]["key"]: outcome(results)[one[0]["key"]]}
+
+
+def test_rows_pair_with_dense_and_count_tokens(config: rollout.RunConfig) -> None:
+    document = table.make(config, rollout.run(config))
+    assert document == json.loads(Path(config.results).read_text())
+    rows = {(row["recipe"], row["control"]): row for row in document["rows"]}
+    dense, dual = rows[("dense", "none")], rows[("dual_level", "none")]
+    assert (dense["tokens"], dual["tokens"], rows[("blind", "none")]["tokens"]) == (16, 4, 0)
+    assert dense["diff"] == 0.0
+    assert dual["diff"] == pytest.approx(dual["success"] - dense["success"])
+    assert dual["macs"] < dense["macs"]
+    assert (Path(config.results).parent / document["episodes_file"]).exists()
+    assert {"command", "commit", "machine", "assets", "rows", "episodes_file"} <= set(document)
+
+
+def test_a_broken_simulator_ends_the_run_and_loses_nothing(config: rollout.RunConfig) -> None:
+    broken = replace(config, options={"fail_at": [2, 6]})
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        rollout.run(broken)
+    finished = rollout.read_lines(Path(config.work) / "episodes.jsonl")
+    assert {r["key"] for r in finished} >= {"tiny:0:5:dense:1", "tiny:0:6:dense:1"}
+    assert len(rollout.run(config)) == len(rollout.episodes(config))
+
+
+def test_processes_give_what_one_process_gives(config: rollout.RunConfig, tmp_path: Path) -> None:
+    alone = rollout.run(config)
+    together = rollout.run(replace(config, workers=2, work=str(tmp_path / "other")))
+    assert outcome(together) == outcome(alone)
+
+
+def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
+    folder = Path(config.work)
+    folder.mkdir()
+    with rollout._claimed(folder), pytest.raises(ConfigError, match="in use by another run"):
+        rollout.run(config)
+
+
+def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
+    with pytest.raises(ConfigError, match="the first row must be dense"):
+        rollout.run(replace(config, rows=[{"recipe": "blind"}]))
+    with pytest.raises(ConfigError, match="control 'blak' is unknown; did you mean 'black'"):
+        rollout.run(
+            replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
+        )
+    with pytest.raises(ConfigError, match="did you mean 'tiny:0:5:dense:1'"):
+        rollout.run(config, only=["tiny:0:5:dens:1"])
+    with pytest.raises(ConfigError, match="world 'libro' is unknown; did you mean 'libero'"):
+        rollout.run(replace(config, world="libro"))
+    with pytest.raises(
+        ConfigError, match="recipe 'dualevel' is unknown; did you mean 'dual_level'"
+    ):
+        rollout.run(replace(config, rows=[{"recipe": "dense"}, {"recipe": "dualevel"}]))

@@ -1,0 +1,45 @@
+"""A world without physics: an episode succeeds if the mean action says so. Deterministic by seed."""
+
+import numpy as np
+
+from vla_prune.types import Observation
+
+
+class TinyWorld:
+    """Opens tasks; ``fail_at`` makes one (task, state) raise."""
+
+    def __init__(self, fail_at: tuple[int, int] | None = None) -> None:
+        self.fail_at = fail_at
+
+    def open(self, suite: str, task: int) -> "TinyEpisodes":
+        return TinyEpisodes(task, self.fail_at)
+
+
+class TinyEpisodes:
+    instructions = ("pick up the red cube", "put it down", "open the drawer", "wait")
+    assets = "none"
+
+    def __init__(self, task: int, fail_at: tuple[int, int] | None) -> None:
+        self.task, self.fail_at = task, fail_at
+        self.over, self.success, self.steps = True, False, 0
+
+    def start(self, state: int, seed: int) -> Observation:
+        if self.fail_at is not None and (self.task, state) == tuple(self.fail_at):
+            raise RuntimeError("the simulator broke")
+        self.rng = np.random.default_rng([seed, self.task])
+        self.over, self.steps, self.total = False, 0, 0.0
+        return self._look()
+
+    def advance(self, actions: np.ndarray) -> Observation:
+        self.total += float(np.abs(actions).sum())
+        self.steps += len(actions)
+        self.over = self.steps >= 8
+        self.success = int(self.total * 1e6) % 2 == 0
+        return self._look()
+
+    def close(self) -> None:
+        pass
+
+    def _look(self) -> Observation:
+        image = self.rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        return Observation({"image": image}, self.instructions[self.task])
