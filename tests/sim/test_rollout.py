@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from vla_prune_sim import rollout, table
 
 from vla_prune.errors import ConfigError
-from vla_prune_sim import rollout, table
 
 POLICY = """# x
 # y
 adapter: openvla
 weights: random
 config:
-  towers: [{kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}]
+  towers:
+    - {kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
   llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
         num_attention_heads: 2}
   views: [image]

@@ -1,4 +1,4 @@
-"""A world without physics: an episode succeeds if the mean action says so. Deterministic by seed."""
+"""A world without physics: an episode succeeds if its actions say so. Deterministic by seed."""
 
 import numpy as np
 

@@ -227,17 +227,19 @@ class DecoderRun:
 
     def _cut(self, layer: int, hidden: Tensor) -> Tensor:
         sequence, visual = self.sequence, self.sequence.visual
+        site = f"decoder.{layer}"
+        asked = self.call.cuts[site].needs  # rows read for the history alone are not shown
         view = TokenView(
             tokens=hidden[:, visual],
             features=sequence.features,
             index=sequence.index,
             layout=self.call.layout,
             counts=sequence.counts,
-            attention=self.attention,
+            attention={k: v for k, v in self.attention.items() if f"attention:{k}" in asked},
             history=self.call.history_at(sequence.index),
             tick=self.call.tick,
         )
-        columns, counts = self.call.cut(f"decoder.{layer}", view)
+        columns, counts = self.call.cut(site, view)
         self.attention = {}
         if columns is None:
             return hidden

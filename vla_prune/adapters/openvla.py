@@ -268,7 +268,7 @@ def build(data: dict[str, Any]) -> OpenVLAAdapter:
     dtype = getattr(torch, data.get("dtype") or default)
     weights = data.get("weights", "random")
     if weights == "random":
-        model, tokenize = _random(data, dtype, device), _hashed_words
+        model, tokenize = _random(data, dtype, device), hashed_words
     else:
         from vla_prune.config import resolve_weights
 
@@ -293,7 +293,7 @@ def _random(data: dict[str, Any], dtype: torch.dtype, device: str) -> OpenVLA:
     return OpenVLA(config).to(device, dtype).eval()
 
 
-def _hashed_words(sentences: list[str]) -> tuple[Tensor, Tensor]:
+def hashed_words(sentences: list[str]) -> tuple[Tensor, Tensor]:
     """Some ids for random weights: words hashed into 1 to 31, start token 1 in front."""
     rows = [[1] + [sum(word.encode()) % 29 + 3 for word in s.split()] for s in sentences]
     width = max(map(len, rows))
