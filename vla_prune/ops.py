@@ -75,14 +75,15 @@ def maxmin(features: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         distance = distance.masked_fill(~allowed[:, None, :], -4.0)
     rows = distance.masked_fill(diagonal, -8.0).view(batch * n, n)
     base = torch.arange(batch, device=features.device) * n
-    pick = nearest.argmax(dim=-1)  # [B]
+    pick = nearest.argmax(dim=-1) + base  # [B], rows of all samples counted through
     picks = [pick]
-    closest = rows.index_select(0, pick + base)  # [B, N]
+    closest = rows.index_select(0, pick)  # [B, N]
     for _ in range(k - 1):
         pick = closest.argmax(dim=-1)
+        pick = pick + base if batch > 1 else pick
         picks.append(pick)
-        closest = torch.minimum(closest, rows.index_select(0, pick + base))
-    return torch.stack(picks, dim=1).sort(dim=-1).values
+        closest = torch.minimum(closest, rows.index_select(0, pick))
+    return (torch.stack(picks, dim=1) - base[:, None]).sort(dim=-1).values
 
 
 def received_attention(

@@ -75,6 +75,7 @@ class Trainer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.out = Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "settings.json").write_text(json.dumps(vars(args), indent=1))
         self.train, self.valid = FrameSet(args.demos), FrameSet(args.demos, held_out=True)
         words = self.out / "policy" / "tokenizer.json"
         known = words.exists()

@@ -1,4 +1,4 @@
-"""The OpenVLA adapter, both forms: nothing changes at full budget, batches equal singles, mistakes."""
+"""The OpenVLA adapter, both forms: full budget, batches, warm-up, units, mistakes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(adapter, recipe: str, keep: float | None, shown: list, calls: int = 5):
 @pytest.mark.parametrize("recipe", ["dense", "fastv", "vla_pruner", "dual_level", "divprune"])
 def test_full_budget_is_the_plain_model_bit_for_bit(adapter: OpenVLAAdapter, recipe: str):
     [shown] = observations(adapter, WORDS[:1])
-    ids, mask = hashed_words([shown.instruction])
+    ids, _ = hashed_words([shown.instruction])
     images, proprio = adapter._images([shown]), adapter._proprio([shown])
     with torch.inference_mode():
         plain = adapter.model(images, ids, proprio)
@@ -139,9 +139,15 @@ def test_bad_observations_get_one_sentence():
     [good] = observations(adapter)[:1]
     image = good.images["image"]
     for shown, message in (
-        (replace(good, images={"image": image}), "needs camera 'wrist'; the observation has image"),
+        (
+            replace(good, images={"image": image}),
+            "needs camera 'wrist'; the observation has image",
+        ),
         (replace(good, images=good.images | {"image": image[0]}), r"image has shape \(28, 3\)"),
-        (replace(good, images=good.images | {"image": image / 255.0}), "dtype float64; give uint8"),
+        (
+            replace(good, images=good.images | {"image": image / 255.0}),
+            "dtype float64; give uint8",
+        ),
         (replace(good, images=good.images | {"image": image[:0]}), r"shape \(0, 28, 3\)"),
         (replace(good, state=np.zeros(4, np.float32)), "state has 4 entries, this policy takes 5"),
         (replace(good, state=None), "state has None entries"),

@@ -148,6 +148,7 @@ class DecoderRun:
         self.kept_from: dict[int, Tensor] = {}  # layer of a cut -> its places, for decode steps
         self.sequence_at: dict[int, Sequence] = {}  # layer -> what it saw in the prefill
         self.prefill_length = 0
+        self._fitted: tuple[tuple, tuple] | None = None  # what layers are given, and its kept part
 
     def enter_layer(self, layer: int, hidden: Tensor, kwargs: dict) -> Tensor:
         """Cut if a cut is due, and fit masks and positions to what is left. Changes ``kwargs``."""
@@ -253,23 +254,28 @@ class DecoderRun:
             self.sequence = sequence.after(columns, counts, keep)
             self.keep = keep if self.keep is None else self.keep.gather(1, keep)
             self.kept_from[layer] = self.keep
+            self._fitted = None
             return gather_tokens(hidden, keep)
 
     def _gather_kwargs(self, kwargs: dict) -> None:
-        """Masks and positions of the kept places. Each layer is handed the full ones anew."""
-        keep = self.keep
-        cos, sin = kwargs["position_embeddings"]
-        kwargs["position_embeddings"] = (_gather_rows(cos, keep), _gather_rows(sin, keep))
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = _gather_rows(kwargs["position_ids"], keep)
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            mask = mask.expand(keep.shape[0], -1, -1, -1)
-            rows = mask.gather(
-                2, keep[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+        """Masks and positions of the kept places. Each layer is handed the full ones anew.
+
+        A decoder hands the same tensors to all its layers, so they are gathered once per cut.
+        """
+        names = ("position_embeddings", "position_ids", "attention_mask")
+        given = tuple(kwargs.get(name) for name in names)
+        if self._fitted is None or any(
+            a is not b for a, b in zip(self._fitted[0], given, strict=True)
+        ):
+            (cos, sin), places, mask = given
+            keep = self.keep
+            fitted = (
+                (_gather_rows(cos, keep), _gather_rows(sin, keep)),
+                None if places is None else _gather_rows(places, keep),
+                None if mask is None else _gather_square(mask, keep),
             )
-            columns = keep[:, None, None, :].expand(-1, mask.shape[1], keep.shape[1], -1)
-            kwargs["attention_mask"] = rows.gather(3, columns)
+            self._fitted = (given, fitted)
+        kwargs.update(zip(names, self._fitted[1], strict=True))
 
     def _slice_cache_columns(self, layer: int, kwargs: dict) -> None:
         """In a decode step the mask is sized by layer 0's cache; layers behind a cut hold less."""
@@ -359,6 +365,14 @@ class DecoderHooks:
 def _gather_rows(x: Tensor, keep: Tensor) -> Tensor:
     """``[B or 1, S, ...]`` at places ``[B, S']``."""
     return gather_tokens(x.expand(keep.shape[0], *x.shape[1:]), keep)
+
+
+def _gather_square(mask: Tensor, keep: Tensor) -> Tensor:
+    """``[B or 1, 1, S, S]`` at rows and columns ``[B, S']``."""
+    mask = mask.expand(keep.shape[0], -1, -1, -1)
+    rows = keep[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+    columns = keep[:, None, None, :].expand(-1, mask.shape[1], keep.shape[1], -1)
+    return mask.gather(2, rows).gather(3, columns)
 
 
 def _row_count(rowset: RowSet) -> int:
