@@ -53,6 +53,7 @@ class BareDecoderAdapter:
         self.text_tokens = text_tokens
         self.decode_steps = decode_steps
         self.seed = seed
+        self._embeddings: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.other_tokens = 1 + text_tokens
         self.shape = DecoderShape(
             config.num_hidden_layers,
@@ -77,7 +78,15 @@ class BareDecoderAdapter:
         self.hooks.attach(stack)
 
     def embeddings(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Seeded start ``[B, 1, D]``, visual ``[B, M, D]`` and text ``[B, T, D]`` embeddings."""
+        """Seeded start ``[B, 1, D]``, visual ``[B, M, D]`` and text ``[B, T, D]`` embeddings.
+
+        Drawn once per batch size: the draw is no part of what a bench times.
+        """
+        if batch not in self._embeddings:
+            self._embeddings[batch] = self._draw(batch)
+        return self._embeddings[batch]
+
+    def _draw(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         length, hidden = self.layout.total + self.other_tokens, self.shape.hidden
         one = torch.randn(batch, length, hidden, generator=generator)
