@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,8 @@ class OpenVLAAdapter:
         with clock.stage("head"):
             # Cuts shorten the sequence in front of the action rows, never behind them.
             removed = inputs.embeds.shape[1] - hidden.shape[1]
-            return self.model.predict_chunk(hidden, _shifted(inputs, removed))
+            rows = tuple(row - removed for row in inputs.action_rows)
+            return self.model.predict_chunk(hidden, replace(inputs, action_rows=rows))
 
     def _tokens(self, inputs: OpenVLAInputs, run: DecoderRun) -> Tensor:
         model, clock = self.model, run.call.clock
@@ -206,20 +208,6 @@ class OpenVLAAdapter:
         history = call.pruner.history
         asked = None if history is None else history.layer
         return self.shape.layers // 2 - 1 if asked is None else asked
-
-
-def _shifted(inputs: OpenVLAInputs, removed: int) -> OpenVLAInputs:
-    start, stop = inputs.action_rows
-    return OpenVLAInputs(
-        inputs.embeds,
-        inputs.positions,
-        inputs.attention_mask,
-        inputs.visual_slots,
-        inputs.text_slots,
-        inputs.action_slots,
-        (start - removed, stop - removed),
-        inputs.contiguous,
-    )
 
 
 def _image(observation: Observation, view: str, size: int) -> np.ndarray:
