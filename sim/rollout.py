@@ -15,15 +15,12 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-import numpy as np
-
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
-from vla_prune.types import Observation
 
 CONTROLS = ("none", "black", "other_images", "wrong_instruction")
 WORLDS = {"libero": "vla_prune_sim.libero.world:LiberoWorld"}
@@ -69,7 +66,10 @@ class RunConfig:
         cut_layer: moves the recipes' decoder cuts, for decoders of another depth.
         execute: steps of a chunk that are executed before the policy is asked again.
         seed: of the simulator's draws; with the state's number it fixes an episode.
-        workers: processes; 0 for one per core, 1 for this process alone.
+        workers: processes; 0 for one per core, 1 for this process alone. Without effect where
+            a batch is larger than 1.
+        batch: environments, one process each, that one policy serves in one forward pass; 0 for
+            one on a CPU and one per core (at most 16) on CUDA.
         threads: torch threads in each worker.
         options: handed to the world, such as image size and look.
     """
@@ -83,6 +83,7 @@ class RunConfig:
     execute: int = 8
     seed: int = 7
     workers: int = 0
+    batch: int = 0
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -207,17 +208,47 @@ def _claimed(folder: Path) -> Iterator[None]:
 def _work(
     config: RunConfig, todo: Sequence[Episode], keep_frames: bool
 ) -> Iterator[dict[str, Any]]:
-    """Results as they come; each worker takes one (suite, task) at a time."""
+    """Results as they come: from worker processes, or from one with many seats."""
+    if not todo:
+        return
+    seats = min(config.batch or _default_batch(), len(todo))
+    if seats > 1:
+        # One policy serves all seats, so a batch shares suite and row.
+        yield from _played(config, sorted(todo, key=lambda e: e.suite), keep_frames, seats)
+        return
     groups: dict[tuple[str, int], list[Episode]] = {}
     for episode in todo:
         groups.setdefault((episode.suite, episode.task), []).append(episode)
+    # Each worker takes one (suite, task) at a time: a simulator is built once for all rows.
     count = min(config.workers or os.cpu_count() or 1, len(groups))
     if count == 1:
-        bench = _Bench(config, keep_frames)
-        for group in groups.values():
-            yield from bench.group(group)
-    elif count:
+        yield from _played(config, [e for group in groups.values() for e in group], keep_frames)
+    else:
         yield from _in_processes(config, list(groups.values()), keep_frames, count)
+
+
+def _default_batch() -> int:
+    import torch
+
+    return min(os.cpu_count() or 1, 16) if torch.cuda.is_available() else 1
+
+
+def _played(
+    config: RunConfig, todo: Sequence[Episode], keep_frames: bool, seats: int = 1
+) -> Iterator[dict[str, Any]]:
+    player = _player(config, keep_frames, seats)
+    try:
+        yield from player.play(todo)
+    finally:
+        player.close()
+
+
+def _player(config: RunConfig, keep_frames: bool, seats: int = 1) -> Any:
+    import torch
+    from vla_prune_sim.play import Player
+
+    torch.set_num_threads(config.threads)
+    return Player(config, world_path(config.world), keep_frames, seats)
 
 
 def _in_processes(
@@ -258,9 +289,9 @@ def _in_processes(
 
 def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> None:
     try:
-        bench = _Bench(config, keep_frames)
+        player = _player(config, keep_frames)
         while (group := jobs.get()) is not None:
-            for result in bench.group(group):
+            for result in player.play(group):
                 results.put(("episode", result))
     except VlaPruneError as error:
         results.put(("mistake", error))
@@ -269,103 +300,3 @@ def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> No
     finally:
         results.close()
         results.join_thread()
-
-
-class _Bench:
-    """What one worker holds: the world, and one adapter per suite."""
-
-    def __init__(self, config: RunConfig, keep_frames: bool) -> None:
-        import torch
-
-        from vla_prune.build import import_object
-
-        torch.set_num_threads(config.threads)
-        self.config = config
-        self.frames = Path(config.work) / "frames"
-        self.keep_frames = keep_frames
-        self.world = import_object(world_path(config.world))(**config.options)
-        self.adapters: dict[str, Any] = {}
-
-    def group(self, group: Sequence[Episode]) -> Iterator[dict[str, Any]]:
-        """All episodes of one (suite, task)."""
-        from vla_prune.build import build_adapter, build_recipe
-        from vla_prune.policy import attach
-
-        suite, task = group[0].suite, group[0].task
-        if suite not in self.adapters:
-            entry = self.config.suites[suite]
-            name = entry.policy if isinstance(entry, SuiteConfig) else entry["policy"]
-            self.adapters[suite] = build_adapter(name)
-        env = self.world.open(suite, task)
-        try:
-            for episode in group:
-                row = episode.row
-                keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
-                pruner = build_recipe(row.recipe, keep, cut_layer=self.config.cut_layer)
-                with attach(pruner, self.adapters[suite], time_stages=True) as policy:
-                    yield self._episode(env, policy, episode)
-        finally:
-            env.close()
-
-    def _episode(self, env: Any, policy: Any, episode: Episode) -> dict[str, Any]:
-        seed = self.config.seed * 100_003 + episode.state
-        observation = env.start(episode.state, seed)
-        disguise = self._disguise(env, episode)
-        state, calls, llm_ms, kept, seen = policy.new_state(), 0, [], [], []
-        while not env.over:
-            shown = disguise(observation, calls)
-            if episode.row == Row("dense") and self.keep_frames:
-                seen.append(np.stack([shown.images[name] for name in sorted(shown.images)]))
-            chunk = policy.act_one(shown, state)
-            calls += 1
-            llm_ms.append(
-                sum(chunk.stage_ms.get(s, 0.0) for s in ("prefill", "selection", "decode"))
-            )
-            kept.append(tuple((site, len(index)) for site, index in chunk.kept.items()))
-            observation = env.advance(chunk.actions[: self.config.execute])
-        if seen:
-            self.frames.mkdir(parents=True, exist_ok=True)
-            np.save(self._frame_file(episode.suite, episode.task, episode.state), np.stack(seen))
-        return {
-            "key": episode.key,
-            "suite": episode.suite,
-            "task": episode.task,
-            "state": episode.state,
-            "seed": seed,
-            **{k: v for k, v in asdict(episode.row).items() if k != "states"},
-            "success": bool(env.success),
-            "steps": env.steps,
-            "calls": calls,
-            "llm_ms": float(np.median(llm_ms)),
-            "kept": dict(kept[-1]),
-            "assets": env.assets,
-        }
-
-    def _disguise(self, env: Any, episode: Episode) -> Callable[[Observation, int], Observation]:
-        """What a control does to what the policy sees."""
-        control, tasks = episode.row.control, len(env.instructions)
-        other = (episode.task + tasks // 2) % tasks
-        if control == "black":
-            return lambda o, _: replace(
-                o, images={k: np.zeros_like(v) for k, v in o.images.items()}
-            )
-        if control == "wrong_instruction":
-            return lambda o, _: replace(o, instruction=env.instructions[other])
-        if control == "other_images":
-            file = self._frame_file(episode.suite, other, episode.state)
-            if not file.exists():
-                raise ConfigError(
-                    f"control other_images needs the dense episode of task {other}, state "
-                    f"{episode.state}; put both tasks in the config."
-                )
-            frames = np.load(file)  # [calls, V, H, W, 3]
-            return lambda o, call: replace(
-                o,
-                images=dict(
-                    zip(sorted(o.images), frames[min(call, len(frames) - 1)], strict=True)
-                ),
-            )
-        return lambda o, _: o
-
-    def _frame_file(self, suite: str, task: int, state: int) -> Path:
-        return self.frames / f"{suite}_{task}_{state}.npy"

@@ -61,6 +61,7 @@ class RandomLayout:
         self.about: dict = {"seed": seed}
         self.places: dict[str, str] = {}
         self._wanted: dict[str, np.ndarray] = {}
+        self._objects: list[str] = []
 
     def apply(self, env) -> None:
         """Move things in `env`, which has just been put into a shipped state."""
@@ -92,6 +93,12 @@ class RandomLayout:
             if leans and scene.position(name)[2] < 0.92:
                 return False
         return True
+
+    def choices(self, rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Things that could be asked for here and the words for it, in random order."""
+        if not self._objects:
+            return [(self.goal[0][1], self.instruction)]
+        return [(name, _basket(name)) for name in rng.permutation(self._objects).tolist()]
 
     def describe(self) -> str:
         """All that was drawn, as JSON."""
@@ -187,7 +194,11 @@ class RandomLayout:
         if rng.random() < self.any_target:
             target = names[int(rng.integers(len(names)))]
         self.goal = [["in", target, "basket_1_contain_region"]]
-        self.instruction = (
-            f"pick up the {target.removesuffix('_1').replace('_', ' ')} and place it in the basket"
-        )
+        self.instruction = _basket(target)
+        self._objects = names
         self.about |= {"target": target}
+
+
+def _basket(target: str) -> str:
+    thing = target.removesuffix("_1").replace("_", " ")
+    return f"pick up the {thing} and place it in the basket"

@@ -8,6 +8,9 @@ undisturbed, so ``actions[frame_index[f]:frame_index[f] + 8]`` is a true chunk. 
 ``sim/libero/README.md``. Knows no model.
 
     python -m vla_prune_sim.train.demos --suite libero_object --out runs/demos --episodes 500
+
+With ``--glances`` an episode is only the start of the way to one thing after the other, each time
+with another instruction: words and things are learned from many layouts instead of many steps.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -31,6 +34,7 @@ CHUNK = 8
 SIZE = 144
 TRAIN_STATES = 30  # shipped states from this one on are for evaluation
 FORMAT = 1
+Maker = Callable[[LiberoEnv, int], list[tuple[dict, dict]]]
 
 
 class Disturbance:
@@ -108,14 +112,14 @@ class Frames:
             self.rows.setdefault(key, []).append(value)
 
 
-def record(env: LiberoEnv, seed: int) -> tuple[dict, dict] | None:
-    """One episode: arrays and attributes, or None when the layout or the expert failed."""
+def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
+    """One episode: arrays and attributes, or nothing when the layout or the expert failed."""
     rng = np.random.default_rng(seed)
     init = int(rng.integers(TRAIN_STATES))
     layout = RandomLayout(seed) if rng.random() < 0.75 else None
     obs, _ = env.reset(seed=seed, options={"init": init, "layout": layout})
     if layout is not None and not layout.intact(env):
-        return None
+        return []
     scene, goal = env.scene(), GOALS[env.suite]
     target = env.goal[0][1]
     expert = Expert(scene, target, goal)
@@ -139,14 +143,9 @@ def record(env: LiberoEnv, seed: int) -> tuple[dict, dict] | None:
         if done_at is not None and step + 1 >= done_at + CHUNK:
             break
         if cut and done_at is None:
-            return None
+            return []
     if done_at is None:
-        return None
-    arrays = {key: np.stack(rows) for key, rows in frames.rows.items()}
-    arrays["actions"], arrays["executed"] = np.stack(actions), np.stack(executed)
-    keep = arrays["frame_index"] + CHUNK <= len(actions)
-    for key in frames.rows:
-        arrays[key] = arrays[key][keep]
+        return []
     about = {
         "instruction": obs["instruction"],
         "suite": env.suite,
@@ -158,7 +157,51 @@ def record(env: LiberoEnv, seed: int) -> tuple[dict, dict] | None:
         "goal": goal,
         "steps": done_at,
     }
-    return arrays, about
+    return [(_arrays(frames, actions, executed), about)]
+
+
+def glances(env: LiberoEnv, seed: int, targets: int = 4) -> list[tuple[dict, dict]]:
+    """Two chunks of the way to each of some targets in one random layout.
+
+    Where a suite's instruction names a place, as in libero_spatial, there is only one target.
+    """
+    rng = np.random.default_rng(seed)
+    init = int(rng.integers(TRAIN_STATES))
+    layout = RandomLayout(seed, arm_rad=0.15)
+    env.reset(seed=seed, options={"init": init, "layout": layout})
+    if not layout.intact(env):
+        return []
+    scene, goal = env.scene(), GOALS[env.suite]
+    made = []
+    for target, instruction in layout.choices(rng)[:targets]:
+        expert, frames, actions = Expert(scene, target, goal), Frames(env, target, goal), []
+        for step in range(2 * CHUNK):
+            clean = expert.act().astype(np.float32)
+            if step % CHUNK == 0:
+                frames.take(step, expert.holding)
+            actions.append(clean)
+            env.step(clean)
+        about = {
+            "instruction": instruction,
+            "suite": env.suite,
+            "task": env.task,
+            "init": init,
+            "seed": seed,
+            "layout": layout.describe(),
+            "target": target,
+            "goal": goal,
+            "steps": len(actions),
+        }
+        made.append((_arrays(frames, actions, actions), about))
+    return made
+
+
+def _arrays(frames: Frames, actions: list, executed: list) -> dict[str, np.ndarray]:
+    """What a demonstration's datasets are, frames without a whole chunk left out."""
+    arrays = {key: np.stack(rows) for key, rows in frames.rows.items()}
+    whole = arrays["frame_index"] + CHUNK <= len(actions)
+    arrays = {key: rows[whole] for key, rows in arrays.items()}
+    return arrays | {"actions": np.stack(actions), "executed": np.stack(executed)}
 
 
 def _near(expert: Expert, scene, target: str, goal: str) -> bool:
@@ -167,36 +210,25 @@ def _near(expert: Expert, scene, target: str, goal: str) -> bool:
     return bool(np.linalg.norm(scene.hand - expert.grasp()[0]) < 0.06)
 
 
-def write_shard(path: Path, suite: str, task: int, episodes: int, seed: int) -> tuple[int, int]:
-    """Make one file; returns how many episodes and frames it has."""
+def write_shard(
+    path: Path, suite: str, task: int, episodes: int, seed: int, make: Maker = record
+) -> tuple[int, int]:
+    """Make one file with `make`; returns how many demonstrations and frames it has."""
     env = LiberoEnv(suite, task, look="fast", images=False, max_steps=220, quick_physics=True)
     part = path.with_suffix(".part")
-    count = frames = tries = 0
+    count = frames = tries = good = 0
     try:
         with h5py.File(part, "w") as file:
             data = file.create_group("data")
             # More than ten failures would be a broken expert, not bad luck.
-            while count < episodes and tries < episodes + 10:
-                made = record(env, seed + tries)
+            while good < episodes and tries < episodes + 10:
+                made = make(env, seed + tries)
                 tries += 1
-                if made is None:
-                    continue
-                arrays, about = made
-                demo = data.create_group(f"demo_{count}")
-                for key, value in arrays.items():
-                    if key.endswith("_rgb"):
-                        demo.create_dataset(
-                            key,
-                            data=value,
-                            chunks=(1, *value.shape[1:]),
-                            compression="gzip",
-                            compression_opts=1,
-                        )
-                    else:
-                        demo.create_dataset(key, data=value)
-                demo.attrs.update(about)
-                count += 1
-                frames += len(arrays["frame_index"])
+                good += bool(made)
+                for arrays, about in made:
+                    _write(data.create_group(f"demo_{count}"), arrays, about)
+                    count += 1
+                    frames += len(arrays["frame_index"])
             data.attrs.update(
                 {
                     **env.about(),
@@ -224,6 +256,18 @@ def write_shard(path: Path, suite: str, task: int, episodes: int, seed: int) -> 
     return count, frames
 
 
+def _write(demo: h5py.Group, arrays: dict[str, np.ndarray], about: dict) -> None:
+    for key, value in arrays.items():
+        if key.endswith("_rgb"):
+            chunks = (1, *value.shape[1:])
+            demo.create_dataset(
+                key, data=value, chunks=chunks, compression="gzip", compression_opts=1
+            )
+        else:
+            demo.create_dataset(key, data=value)
+    demo.attrs.update(about)
+
+
 def shards(
     out: Path, suite: str, episodes: int, per_shard: int, seed: int, worker: tuple[int, int]
 ) -> Iterator[tuple[Path, int, int]]:
@@ -244,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demos"))
     parser.add_argument("--episodes", type=int, default=500, help="of all ten tasks together")
     parser.add_argument("--per-shard", type=int, default=4)
+    parser.add_argument("--glances", action="store_true", help="starts of ways, many layouts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
@@ -260,11 +305,12 @@ def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
     start, made, seen = time.time(), 0, 0
     todo = shards(args.out, args.suite, args.episodes, args.per_shard, args.seed, worker)
     for path, task, seed in todo:
-        count, frames = write_shard(path, args.suite, task, args.per_shard, seed)
+        make = glances if args.glances else record
+        count, frames = write_shard(path, args.suite, task, args.per_shard, seed, make)
         made, seen = made + count, seen + frames
         rate = seen / (time.time() - start)
         print(
-            f"{args.suite} {path.name}: {count} episodes, {frames} frames; in all {made} episodes,"
+            f"{args.suite} {path.name}: {count} demonstrations, {frames} frames; in all {made},"
             f" {seen} frames, {rate:.1f} frames/s",
             flush=True,
         )

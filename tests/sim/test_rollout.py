@@ -102,6 +102,32 @@ def test_processes_give_what_one_process_gives(config: rollout.RunConfig, tmp_pa
     assert outcome(together) == outcome(alone)
 
 
+def test_a_batch_of_environments_gives_what_single_ones_give(
+    config: rollout.RunConfig, tmp_path: Path
+) -> None:
+    alone = rollout.run(config)
+    batched = rollout.run(replace(config, batch=3, work=str(tmp_path / "other")))
+    assert [r["key"] for r in batched] == [r["key"] for r in alone]
+    # The toy world's outcome hangs on the last bit of an action; what must agree is the course.
+    course = [(r["steps"], r["calls"], r["kept"], r["seed"]) for r in alone]
+    assert [(r["steps"], r["calls"], r["kept"], r["seed"]) for r in batched] == course
+
+
+def test_what_breaks_in_an_environments_process_is_told(config: rollout.RunConfig) -> None:
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        rollout.run(replace(config, batch=2, options={"fail_at": [2, 6]}))
+
+
+def test_time_is_compared_within_an_episode(config: rollout.RunConfig) -> None:
+    results = rollout.run(config)
+    assert all(r["time_ratio"] > 0 for r in results if r["recipe"] != "dense")
+    assert not any("time_ratio" in r for r in results if r["recipe"] == "dense")
+    slow = [r | ({"time_ratio": 0.25} if "time_ratio" in r else {"llm_ms": 99.0}) for r in results]
+    rows = {(r["recipe"], r["control"]): r["time_ratio"] for r in table.rows(config, slow)}
+    assert rows[("dual_level", "none")] == 0.25
+    assert rows[("dense", "none")] == rows[("dense", "black")] == 1.0
+
+
 def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
     folder = Path(config.work)
     folder.mkdir()

@@ -1,0 +1,196 @@
+"""Plays episodes of a table: a policy, one or many seats, one result per episode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vla_prune_sim.seats import Glimpse, LocalSeat, ProcessSeat, Seat
+
+from vla_prune.build import build_adapter, build_recipe
+from vla_prune.errors import ConfigError
+from vla_prune.policy import VLAPolicy, attach
+from vla_prune.pruner import Pruner
+from vla_prune.types import ActionChunk, Observation, PolicyState
+
+if TYPE_CHECKING:
+    from vla_prune_sim.rollout import Episode, RunConfig
+
+LLM_STAGES = ("prefill", "selection", "decode")
+TIMING_ROUNDS = 3
+
+
+@dataclass
+class _Running:
+    """An episode on a seat, and what it has gathered."""
+
+    episode: Episode
+    seat: Seat
+    seed: int
+    state: PolicyState
+    disguise: Callable[[Observation, int], Observation] | None = None
+    glimpse: Glimpse | None = None
+    llm_ms: list[float] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+    frames: list[np.ndarray] = field(default_factory=list)
+    shown: Observation | None = None
+
+
+class Player:
+    """What one worker holds: its seats, and one adapter per suite.
+
+    Args:
+        config: the table.
+        world: ``module:Class`` of the simulator.
+        keep_frames: write what the dense policy saw, for the control ``other_images``.
+        seats: environments that move together, one process each; 1 is in this process.
+    """
+
+    def __init__(self, config: RunConfig, world: str, keep_frames: bool, seats: int = 1) -> None:
+        self.config = config
+        self.frames = Path(config.work) / "frames"
+        self.keep_frames = keep_frames
+        kind = LocalSeat if seats == 1 else ProcessSeat
+        self.seats: list[Seat] = [kind(world, config.options) for _ in range(seats)]
+        self.adapters: dict[str, Any] = {}
+
+    def play(self, episodes: Sequence[Episode]) -> Iterator[dict[str, Any]]:
+        """Results as they come, row after row."""
+        for (suite, row), group in groupby(episodes, key=lambda e: (e.suite, e.row)):
+            adapter = self._adapter(suite)
+            keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
+            pruner = build_recipe(row.recipe, keep, cut_layer=self.config.cut_layer)
+            with attach(pruner, adapter, time_stages=True) as policy:
+                ended = self._row(policy, list(group))
+                for result, shown, state in ended:
+                    if row.recipe != "dense":
+                        result["time_ratio"] = _time_ratio(policy, shown, state)
+                    yield result
+
+    def close(self) -> None:
+        """Free the environments."""
+        for seat in self.seats:
+            seat.close()
+
+    def _row(
+        self, policy: VLAPolicy, waiting: list[Episode]
+    ) -> Iterator[tuple[dict[str, Any], Observation, PolicyState]]:
+        """All episodes of one row: seats that are free take the next one, all others go on."""
+        free, running = list(self.seats), []
+        while waiting or running:
+            while free and waiting:
+                running.append(self._begin(policy, free.pop(), waiting.pop(0)))
+            for run in running:
+                run.glimpse = run.seat.look()
+            for run in [run for run in running if run.glimpse.over]:
+                running.remove(run)
+                free.append(run.seat)
+                yield self._result(run), run.shown, run.state
+            if running:
+                self._act(policy, running)
+
+    def _begin(self, policy: VLAPolicy, seat: Seat, episode: Episode) -> _Running:
+        seed = self.config.seed * 100_003 + episode.state
+        seat.start(episode.suite, episode.task, episode.state, seed)
+        return _Running(episode, seat, seed, policy.new_state())
+
+    def _act(self, policy: VLAPolicy, running: Sequence[_Running]) -> None:
+        for run in running:
+            if run.disguise is None:
+                run.disguise = self._disguise(run.glimpse.instructions, run.episode)
+            run.shown = run.disguise(run.glimpse.observation, len(run.llm_ms))
+            if self.keep_frames and _is_dense(run.episode):
+                images = run.shown.images
+                run.frames.append(np.stack([images[name] for name in sorted(images)]))
+        chunks = policy.act([run.shown for run in running], [run.state for run in running])
+        for run, chunk in zip(running, chunks, strict=True):
+            run.llm_ms.append(_llm_ms(chunk))
+            run.kept = {site: len(index) for site, index in chunk.kept.items()}
+            run.seat.advance(chunk.actions[: self.config.execute])
+
+    def _result(self, run: _Running) -> dict[str, Any]:
+        episode, glimpse = run.episode, run.glimpse
+        if run.frames:
+            self.frames.mkdir(parents=True, exist_ok=True)
+            np.save(self._frame_file(episode, episode.task), np.stack(run.frames))
+        return {
+            "key": episode.key,
+            "suite": episode.suite,
+            "task": episode.task,
+            "state": episode.state,
+            "seed": run.seed,
+            **{k: v for k, v in asdict(episode.row).items() if k != "states"},
+            "success": glimpse.success,
+            "steps": glimpse.steps,
+            "calls": len(run.llm_ms),
+            "llm_ms": float(np.median(run.llm_ms)),
+            "kept": run.kept,
+            "assets": glimpse.assets,
+        }
+
+    def _adapter(self, suite: str) -> Any:
+        if suite not in self.adapters:
+            entry = self.config.suites[suite]
+            self.adapters[suite] = build_adapter(
+                entry["policy"] if isinstance(entry, dict) else entry.policy
+            )
+        return self.adapters[suite]
+
+    def _disguise(
+        self, instructions: Sequence[str], episode: Episode
+    ) -> Callable[[Observation, int], Observation]:
+        """What a control does to what the policy sees."""
+        control, tasks = episode.row.control, len(instructions)
+        other = (episode.task + tasks // 2) % tasks
+        if control == "black":
+            return lambda o, _: replace(
+                o, images={k: np.zeros_like(v) for k, v in o.images.items()}
+            )
+        if control == "wrong_instruction":
+            return lambda o, _: replace(o, instruction=instructions[other])
+        if control == "other_images":
+            file = self._frame_file(episode, other)
+            if not file.exists():
+                raise ConfigError(
+                    f"control other_images needs the dense episode of task {other}, state "
+                    f"{episode.state}; put both tasks in the config."
+                )
+            frames = np.load(file)  # [calls, V, H, W, 3]
+            return lambda o, call: replace(
+                o,
+                images=dict(
+                    zip(sorted(o.images), frames[min(call, len(frames) - 1)], strict=True)
+                ),
+            )
+        return lambda o, _: o
+
+    def _frame_file(self, episode: Episode, task: int) -> Path:
+        return self.frames / f"{episode.suite}_{task}_{episode.state}.npy"
+
+
+def _is_dense(episode: Episode) -> bool:
+    return episode.row.recipe == "dense" and episode.row.control == "none"
+
+
+def _llm_ms(chunk: ActionChunk) -> float:
+    return sum(chunk.stage_ms.get(stage, 0.0) for stage in LLM_STAGES)
+
+
+def _time_ratio(policy: VLAPolicy, shown: Observation, state: PolicyState) -> float:
+    """Language-model time of this recipe over dense: both take turns on an episode's last look.
+
+    Taking turns keeps the load of the machine, which changes within minutes, out of the ratio. The
+    first round only warms up.
+    """
+    # The hooks of an attached adapter obey whichever pruner begins a call.
+    dense = VLAPolicy(policy.adapter, Pruner(), time_stages=True)
+    ratios = []
+    for _ in range(1 + TIMING_ROUNDS):
+        ours, theirs = (p.act_one(shown, copy.deepcopy(state)) for p in (policy, dense))
+        ratios.append(_llm_ms(ours) / _llm_ms(theirs))
+    return float(np.median(ratios[1:]))
