@@ -123,9 +123,9 @@ class _Env:
 
 def test_an_expert_that_always_fails_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(demos, "LiberoEnv", _Env)
-    monkeypatch.setattr(demos, "record", lambda env, seed: None)
+    broken = lambda env, seed: []  # noqa: E731
     with pytest.raises(RuntimeError, match="the expert failed 11 times out of 11"):
-        demos.write_shard(tmp_path / "a.hdf5", "libero_object", 0, 1, 0)
+        demos.write_shard(tmp_path / "a.hdf5", "libero_object", 0, 1, 0, broken)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,3 +155,19 @@ def test_a_disturbance_is_announced_a_chunk_ahead():
     assert 20 < sum(changed) < 380
     for step in np.flatnonzero(quiet):
         assert not any(changed[step : step + demos.CHUNK])
+
+
+@pytest.mark.libero
+def test_glances_ask_for_one_thing_after_the_other():
+    env = demos.LiberoEnv("libero_object", 0, look="fast", images=False, quick_physics=True)
+    try:
+        made = next(filter(None, (demos.glances(env, seed, targets=2) for seed in range(5))))
+    finally:
+        env.close()
+    assert len({about["target"] for _, about in made}) == 2
+    for arrays, about in made:
+        assert about["target"].removesuffix("_1").replace("_", " ") in about["instruction"]
+        assert arrays["frame_index"].tolist() == [0, demos.CHUNK]
+        assert arrays["actions"].shape == (2 * demos.CHUNK, 7)
+    # The second way starts where the first one ended, and leads elsewhere.
+    assert not np.allclose(made[0][0]["actions"][0, :3], made[1][0]["actions"][0, :3], atol=0.1)
