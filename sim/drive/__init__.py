@@ -1,0 +1,1 @@
+"""Closed-loop driving on nuScenes roots, real or made here."""

@@ -1,0 +1,1 @@
+"""Scores of what was driven, and of what was planned. Knows no simulator."""
