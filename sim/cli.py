@@ -44,12 +44,12 @@ def run(
         )
     if only:
         for result in results:
-            out.print(f"{result['key']}: {'success' if result['success'] else 'failure'}")
+            told = ", ".join(f"{name} {value:g}" for name, value in result["outcome"].items())
+            out.print(f"{result['key']}: {told}")
         emit({"episodes": results}, as_json)
         return
     document = table.make(run_config, results)
-    shown = ["suite", "recipe", "keep_ratio", "control", "episodes", "success", "diff", "diff_ci"]
-    shown += ["tokens", "macs", "time_ratio"]
+    shown = list(dict.fromkeys(name for row in document["rows"] for name in row))
     out.print(report.table(run_config.results, document["rows"], shown))
     emit(document, as_json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class _Running:
     episode: Episode
     seat: Seat
     seed: int
-    state: PolicyState
+    state: PolicyState = field(default_factory=PolicyState)
     disguise: Callable[[Observation, int], Observation] | None = None
     glimpse: Glimpse | None = None
     llm_ms: list[float] = field(default_factory=list)
@@ -62,14 +62,17 @@ class Player:
     def play(self, episodes: Sequence[Episode]) -> Iterator[dict[str, Any]]:
         """Results as they come, row after row."""
         for (suite, row), group in groupby(episodes, key=lambda e: (e.suite, e.row)):
+            if row.driver:
+                yield from (self._result(run) for run in self._row(None, list(group)))
+                continue
             adapter = self._adapter(suite)
             keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
             pruner = build_recipe(row.recipe, keep, cut_layer=self.config.cut_layer)
             with attach(pruner, adapter, time_stages=True) as policy:
-                ended = self._row(policy, list(group))
-                for result, shown, state in ended:
+                for run in self._row(policy, list(group)):
+                    result = self._result(run)
                     if row.recipe != "dense":
-                        result["time_ratio"] = _time_ratio(policy, shown, state)
+                        result["time_ratio"] = _time_ratio(policy, run.shown, run.state)
                     yield result
 
     def close(self) -> None:
@@ -77,27 +80,28 @@ class Player:
         for seat in self.seats:
             seat.close()
 
-    def _row(
-        self, policy: VLAPolicy, waiting: list[Episode]
-    ) -> Iterator[tuple[dict[str, Any], Observation, PolicyState]]:
-        """All episodes of one row: seats that are free take the next one, all others go on."""
+    def _row(self, policy: VLAPolicy | None, waiting: list[Episode]) -> Iterator[_Running]:
+        """Episodes of one row as they end: free seats take the next one, all others go on."""
         free, running = list(self.seats), []
         while waiting or running:
             while free and waiting:
-                running.append(self._begin(policy, free.pop(), waiting.pop(0)))
+                running.append(self._begin(free.pop(), waiting.pop(0)))
             for run in running:
                 run.glimpse = run.seat.look()
             for run in [run for run in running if run.glimpse.over]:
                 running.remove(run)
                 free.append(run.seat)
-                yield self._result(run), run.shown, run.state
-            if running:
+                yield run
+            if policy is None:
+                for run in running:
+                    run.seat.guide(run.episode.row.driver)
+            elif running:
                 self._act(policy, running)
 
-    def _begin(self, policy: VLAPolicy, seat: Seat, episode: Episode) -> _Running:
+    def _begin(self, seat: Seat, episode: Episode) -> _Running:
         seed = self.config.seed * 100_003 + episode.state
         seat.start(episode.suite, episode.task, episode.state, seed)
-        return _Running(episode, seat, seed, policy.new_state())
+        return _Running(episode, seat, seed)
 
     def _act(self, policy: VLAPolicy, running: Sequence[_Running]) -> None:
         for run in running:
@@ -118,20 +122,24 @@ class Player:
         if run.frames:
             self.frames.mkdir(parents=True, exist_ok=True)
             np.save(self._frame_file(episode, episode.task), np.stack(run.frames))
-        return {
+        row = episode.row
+        result = {
             "key": episode.key,
             "suite": episode.suite,
             "task": episode.task,
             "state": episode.state,
             "seed": run.seed,
-            **{k: v for k, v in asdict(episode.row).items() if k != "states"},
-            "success": glimpse.success,
+            **({"driver": row.driver} if row.driver else {"recipe": row.recipe}),
+            "keep_ratio": row.keep_ratio,
+            "control": row.control,
+            "outcome": dict(glimpse.outcome),
             "steps": glimpse.steps,
-            "calls": len(run.llm_ms),
-            "llm_ms": float(np.median(run.llm_ms)),
-            "kept": run.kept,
             "assets": glimpse.assets,
         }
+        if run.llm_ms:
+            calls = {"calls": len(run.llm_ms), "llm_ms": float(np.median(run.llm_ms))}
+            result |= calls | {"kept": run.kept}
+        return result
 
     def _adapter(self, suite: str) -> Any:
         if suite not in self.adapters:

@@ -31,17 +31,24 @@ class Row:
     """One row of a table.
 
     Attributes:
-        recipe: a recipe by name or path.
+        recipe: a recipe by name or path; empty where a driver is named.
         keep_ratio: fraction kept; 1.0 for recipes that have none, such as ``dense`` and ``blind``.
         control: ``none``; ``black`` images; ``other_images``, those of another task's dense
             episode; ``wrong_instruction``, that of another task of the suite.
         states: how many of the config's states this row runs; None for all.
+        driver: a reference driver of the world (LIBERO's ``expert``, say) in the policy's place.
     """
 
-    recipe: str
+    recipe: str = ""
     keep_ratio: float = 1.0
     control: str = "none"
     states: int | None = None
+    driver: str = ""
+
+    @property
+    def name(self) -> str:
+        """The recipe's or the driver's."""
+        return self.recipe or self.driver
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Episode:
     @property
     def key(self) -> str:
         """``SUITE:TASK:STATE:RECIPE:KEEP``, with ``:CONTROL`` behind it where there is one."""
-        parts = [self.suite, self.task, self.state, self.row.recipe, f"{self.row.keep_ratio:g}"]
+        parts = [self.suite, self.task, self.state, self.row.name, f"{self.row.keep_ratio:g}"]
         return ":".join(map(str, parts)) + (
             "" if self.row.control == "none" else f":{self.row.control}"
         )
@@ -112,6 +119,11 @@ def episodes(config: RunConfig) -> list[Episode]:
     for row in rows:
         if row.control not in CONTROLS:
             raise did_you_mean("run: rows", "control", row.control, CONTROLS)
+        if bool(row.recipe) == bool(row.driver):
+            raise ConfigError(
+                f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
+                "driver; give one of them."
+            )
     if not rows or rows[0] != Row("dense", states=rows[0].states):
         raise ConfigError("run: the first row must be dense; every other is paired with it.")
     made = []
@@ -163,10 +175,8 @@ def run(
         results = [result for key, result in done.items() if key in keys]
         todo = [episode for episode in wanted if episode.key not in done]
         # Controls that show another episode's images need the dense episodes first.
-        for phase in (
-            [e for e in todo if e.row == Row("dense")],
-            [e for e in todo if e.row != Row("dense")],
-        ):
+        first = [episode for episode in todo if episode.row == Row("dense")]
+        for phase in (first, [episode for episode in todo if episode.row != Row("dense")]):
             with lines.open("a", encoding="utf-8") as file:
                 for result in _work(config, phase, keep_frames=True):
                     file.write(json.dumps(result) + "\n")

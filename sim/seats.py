@@ -27,7 +27,7 @@ class Glimpse:
     Attributes:
         observation: of this instant.
         over: whether the episode has ended.
-        success: whether it ended well.
+        outcome: how it went: name -> number, what counts most first.
         steps: control steps so far.
         instructions: of all tasks of the suite, in order.
         assets: hash of what is drawn.
@@ -35,7 +35,7 @@ class Glimpse:
 
     observation: Observation
     over: bool
-    success: bool
+    outcome: Mapping[str, float]
     steps: int
     instructions: tuple[str, ...]
     assets: str
@@ -50,6 +50,10 @@ class Seat(Protocol):
 
     def advance(self, actions: np.ndarray) -> None:
         """Execute ``[n, A]`` actions."""
+        ...
+
+    def guide(self, driver: str) -> None:
+        """Execute what a reference driver of the world would do now."""
         ...
 
     def look(self) -> Glimpse:
@@ -86,13 +90,17 @@ class LocalSeat:
         """Execute actions."""
         self.observation = self.env.advance(actions)
 
+    def guide(self, driver: str) -> None:
+        """Execute a reference driver's."""
+        self.observation = self.env.guide(driver)
+
     def look(self) -> Glimpse:
         """The present instant."""
         env = self.env
         return Glimpse(
             self.observation,
             env.over,
-            bool(env.success),
+            dict(env.outcome),
             env.steps,
             tuple(env.instructions),
             env.assets,
@@ -128,6 +136,10 @@ class ProcessSeat:
     def advance(self, actions: np.ndarray) -> None:
         """Execute actions."""
         self._pipe.send(("advance", (actions,)))
+
+    def guide(self, driver: str) -> None:
+        """Execute a reference driver's."""
+        self._pipe.send(("guide", (driver,)))
 
     def look(self) -> Glimpse:
         """What the last command led to; raises what went wrong in the other process."""

@@ -48,32 +48,35 @@ def rows(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     for result in results if pooled else ():
         groups[(POOLED, *_row(result))].append(result)
     macs = _Macs(config)
-    return [_summary(key, group, dense, macs) for key, group in groups.items()]
+    return [_summary(key[0], group, dense, macs) for key, group in groups.items()]
 
 
 def _summary(
-    key: tuple, group: list[Mapping[str, Any]], dense: Mapping[tuple, Any], macs: _Macs
+    suite: str, group: list[Mapping[str, Any]], dense: Mapping[tuple, Any], macs: _Macs
 ) -> dict[str, Any]:
-    suite, recipe, keep, control = key
+    first = group[0]
+    measure = next(iter(first["outcome"]))  # what counts most
     paired = [r for r in group if _place(r) in dense]
-    reference = [dense[_place(r)] for r in paired]
     difference, interval = report.paired_interval(
-        [r["success"] for r in paired], [r["success"] for r in reference]
+        [r["outcome"][measure] for r in paired],
+        [dense[_place(r)]["outcome"][measure] for r in paired],
     )
+    names = [name for name in ("recipe", "driver", "keep_ratio", "control") if name in first]
+    summary = {"suite": suite} | {name: first[name] for name in names}
+    summary["episodes"] = len(group)
+    for name in first["outcome"]:
+        known = [r["outcome"][name] for r in group if r["outcome"].get(name) is not None]
+        summary[name] = float(np.mean(known)) if known else None
+    summary |= {"diff": difference, "diff_ci": list(interval)}
+    if "driver" in first:
+        return summary
     counts = [macs.of(r) for r in group]
-    ratios = [r["time_ratio"] for r in group if r.get("time_ratio")]
-    return {
-        "suite": suite,
-        "recipe": recipe,
-        "keep_ratio": keep,
-        "control": control,
-        "episodes": len(group),
-        "success": float(np.mean([r["success"] for r in group])),
-        "diff": difference,
-        "diff_ci": list(interval),
+    ratios = [r["time_ratio"] for r in group if "time_ratio" in r]
+    dense_ratio = 1.0 if first["recipe"] == "dense" else None
+    return summary | {
         "tokens": float(np.mean([tokens for tokens, _ in counts])),
         "macs": float(np.mean([macs for _, macs in counts])),
-        "time_ratio": float(np.median(ratios)) if ratios else 1.0 if recipe == "dense" else None,
+        "time_ratio": float(np.median(ratios)) if ratios else dense_ratio,
     }
 
 
@@ -103,4 +106,5 @@ def _place(result: Mapping[str, Any]) -> tuple:
 
 
 def _row(result: Mapping[str, Any]) -> tuple:
-    return result["recipe"], result["keep_ratio"], result["control"]
+    name = result.get("recipe") or result["driver"]
+    return name, result["keep_ratio"], result["control"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_prune.errors import did_you_mean
 from vla_prune.types import Observation
 
 LAYOUTS_FROM = 1000  # states from here on are random layouts, this number being layout seed 0
@@ -48,7 +49,7 @@ class LiberoEpisodes:
         instructions: of all tasks of the suite, in order.
         assets: hash of the asset tree.
         over: whether the running episode has ended.
-        success: whether LIBERO's predicates held at its end.
+        outcome: ``success``, 1.0 if LIBERO's predicates held at its end.
         steps: control steps so far.
     """
 
@@ -58,7 +59,8 @@ class LiberoEpisodes:
         self.env = LiberoEnv(suite, task, lazy_images=True, **options)
         self.instructions = instructions(suite)
         self.assets = self.env.about()["assets"]
-        self.over, self.success, self.steps = True, False, 0
+        self.over, self.outcome, self.steps = True, {"success": 0.0}, 0
+        self._expert: Any = None
 
     def start(self, state: int, seed: int) -> Observation:
         """Begin at a shipped initial state, or from 1000 on at a random layout.
@@ -68,7 +70,8 @@ class LiberoEpisodes:
         from vla_prune_sim.libero.env import as_observation
         from vla_prune_sim.libero.layouts import RandomLayout
 
-        self.over, self.success, self.steps = False, False, 0
+        self.over, self.outcome, self.steps = False, {"success": 0.0}, 0
+        self._expert = None
         if state < LAYOUTS_FROM:
             obs, _ = self.env.reset(seed=seed, options={"init": state})
             return as_observation(obs)
@@ -89,9 +92,23 @@ class LiberoEpisodes:
             obs, _, terminated, truncated, _ = self.env.step(action)
             self.steps += 1
             if terminated or truncated:
-                self.over, self.success = True, bool(terminated)
+                self.over, self.outcome = True, {"success": float(terminated)}
                 return as_observation(obs)
         return as_observation(self.env.observe())
+
+    def guide(self, driver: str) -> Observation:
+        """One step of the scripted expert, the only driver here."""
+        from vla_prune_sim.libero.env import as_observation
+        from vla_prune_sim.libero.expert import GOALS, Expert
+
+        if driver != "expert":
+            raise did_you_mean("LIBERO", "driver", driver, ("expert",))
+        if self._expert is None:
+            self._expert = Expert(self.env.scene(), self.env.goal[0][1], GOALS[self.env.suite])
+        obs, _, terminated, truncated, _ = self.env.step(self._expert.act())
+        self.steps += 1
+        self.over, self.outcome = terminated or truncated, {"success": float(terminated)}
+        return as_observation(obs)
 
     def close(self) -> None:
         """Free the simulator."""

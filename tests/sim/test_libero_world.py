@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from vla_prune_sim.libero.world import LAYOUTS_FROM, LiberoWorld
 
+from vla_prune.errors import ConfigError
+
 pytestmark = pytest.mark.libero
 
 
@@ -30,6 +32,21 @@ def test_episodes_start_go_on_and_end():
 
         episodes.env.max_steps = 5
         episodes.advance(np.zeros((8, 7)))
-        assert (episodes.over, episodes.success, episodes.steps) == (True, False, 5)
+        assert (episodes.over, episodes.outcome, episodes.steps) == (True, {"success": 0.0}, 5)
+    finally:
+        episodes.close()
+
+
+def test_the_expert_can_sit_in_the_policys_place():
+    episodes = LiberoWorld(image_size=16, look="fast").open("libero_object", 4)
+    try:
+        episodes.start(30, seed=0)
+        while not episodes.over:
+            episodes.guide("expert")
+        assert episodes.outcome == {"success": 1.0}
+        with pytest.raises(
+            ConfigError, match="driver 'experts' is unknown; did you mean 'expert'"
+        ):
+            episodes.guide("experts")
     finally:
         episodes.close()

@@ -38,6 +38,7 @@ def config(tmp_path: Path) -> rollout.RunConfig:
             {"recipe": "dense"},
             {"recipe": "dual_level", "keep_ratio": 0.25},
             {"recipe": "blind", "states": 1},
+            {"driver": "expert", "states": 1},
             {"recipe": "dense", "control": "wrong_instruction", "states": 1},
             {"recipe": "dense", "control": "other_images", "states": 1},
             {"recipe": "dense", "control": "black", "states": 1},
@@ -51,14 +52,14 @@ def config(tmp_path: Path) -> rollout.RunConfig:
 
 
 def outcome(results: list[dict]) -> dict:
-    return {r["key"]: (r["success"], r["steps"], r["calls"], r["kept"]) for r in results}
+    return {r["key"]: (r["outcome"], r["steps"], r.get("calls"), r.get("kept")) for r in results}
 
 
 def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
     results = rollout.run(config)
     keys = [episode.key for episode in rollout.episodes(config)]
     assert [r["key"] for r in results] == keys
-    assert len(keys) == 2 * (2 + 2 + 1 + 1 + 1 + 1)
+    assert len(keys) == 2 * (2 + 2 + 1 + 1 + 1 + 1 + 1)
 
     # Half of the lines and a half-written one are what a kill leaves: the rest is run again, once.
     lines = Path(config.work) / "episodes.jsonl"
@@ -77,7 +78,11 @@ def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
 def test_rows_pair_with_dense_and_count_tokens(config: rollout.RunConfig) -> None:
     document = table.make(config, rollout.run(config))
     assert document == json.loads(Path(config.results).read_text())
-    rows = {(row["recipe"], row["control"]): row for row in document["rows"]}
+    rows = {(row.get("recipe"), row["control"]): row for row in document["rows"]}
+    expert = rows[(None, "none")]
+    assert (expert["driver"], expert["episodes"]) == ("expert", 2)
+    assert expert["total"] == pytest.approx(8 * 7 * len("expert"))
+    assert not {"tokens", "macs", "time_ratio"} & set(expert)
     dense, dual = rows[("dense", "none")], rows[("dual_level", "none")]
     assert (dense["tokens"], dual["tokens"], rows[("blind", "none")]["tokens"]) == (16, 4, 0)
     assert dense["diff"] == 0.0
@@ -109,8 +114,9 @@ def test_a_batch_of_environments_gives_what_single_ones_give(
     batched = rollout.run(replace(config, batch=3, work=str(tmp_path / "other")))
     assert [r["key"] for r in batched] == [r["key"] for r in alone]
     # The toy world's outcome hangs on the last bit of an action; what must agree is the course.
-    course = [(r["steps"], r["calls"], r["kept"], r["seed"]) for r in alone]
-    assert [(r["steps"], r["calls"], r["kept"], r["seed"]) for r in batched] == course
+    names = ("steps", "calls", "kept", "seed")
+    course = [[r.get(name) for name in names] for r in alone]
+    assert [[r.get(name) for name in names] for r in batched] == course
 
 
 def test_what_breaks_in_an_environments_process_is_told(config: rollout.RunConfig) -> None:
@@ -120,10 +126,14 @@ def test_what_breaks_in_an_environments_process_is_told(config: rollout.RunConfi
 
 def test_time_is_compared_within_an_episode(config: rollout.RunConfig) -> None:
     results = rollout.run(config)
-    assert all(r["time_ratio"] > 0 for r in results if r["recipe"] != "dense")
-    assert not any("time_ratio" in r for r in results if r["recipe"] == "dense")
+    assert all(r["time_ratio"] > 0 for r in results if r.get("recipe") not in ("dense", None))
+    assert not any("time_ratio" in r for r in results if r.get("recipe") == "dense")
     slow = [r | ({"time_ratio": 0.25} if "time_ratio" in r else {"llm_ms": 99.0}) for r in results]
-    rows = {(r["recipe"], r["control"]): r["time_ratio"] for r in table.rows(config, slow)}
+    rows = {
+        (r["recipe"], r["control"]): r["time_ratio"]
+        for r in table.rows(config, slow)
+        if "recipe" in r
+    }
     assert rows[("dual_level", "none")] == 0.25
     assert rows[("dense", "none")] == rows[("dense", "black")] == 1.0
 
@@ -142,6 +152,8 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
         rollout.run(
             replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
         )
+    with pytest.raises(ConfigError, match="names neither a recipe and a driver"):
+        rollout.run(replace(config, rows=[{"recipe": "dense"}, {"keep_ratio": 0.5}]))
     with pytest.raises(ConfigError, match="did you mean 'tiny:0:5:dense:1'"):
         rollout.run(config, only=["tiny:0:5:dens:1"])
     with pytest.raises(ConfigError, match="world 'libro' is unknown; did you mean 'libero'"):
