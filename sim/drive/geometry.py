@@ -93,7 +93,7 @@ class Polyline:
         low, high = 0, len(self._step)
         if near is not None:
             low = max(0, int(np.searchsorted(self.at, near - 30.0)) - 1)
-            high = max(low + 1, int(np.searchsorted(self.at, near + 30.0)))
+            high = min(high, max(low + 1, int(np.searchsorted(self.at, near + 30.0))))
         start, way, step = (v[low:high] for v in (self.points, self._direction, self._step))
         away = xy[..., None, :] - start  # [..., P, 2]
         along = (away * way).sum(-1)
