@@ -2,8 +2,8 @@ r"""Behaviour cloning of pocket policies: demonstrations in, safetensors out, re
 
 Besides the L1 loss on the action chunk (OpenVLA-OFT, arXiv 2502.19645) three helpers speed up
 learning from few frames and are thrown away afterwards: each visual token's class, from the
-decoder's output and from the tower alone (does the patch show the target, the destination, the
-robot?), and the offsets from the hand to target and destination. Part of the steps see a random
+decoder's output and from the tower alone (does the patch show the target? another car?), and a few
+offsets (from the hand to the target; to the car in front). Part of the steps see a random
 subset of the visual tokens, which makes them cheaper; the model card says so, because it also
 makes a policy less afraid of pruning.
 
@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,9 @@ from vla_prune_sim.train.pocket import pocket_config, word_tokenizer
 from vla_prune.models.actions import Statistics
 from vla_prune.models.openvla import OpenVLA
 
-CLASSES = 5
-CLASS_WEIGHT = (0.25, 3.0, 1.0, 0.5, 1.0)  # patches of the target are few and matter most
+GRIPPER = 6  # its place in a manipulator's action; driving plans are shorter
+# Patches that are few and matter most weigh most; those not named here weigh 1.
+CLASS_WEIGHT = {"background": 0.25, "target": 3.0, "robot": 0.5, "road": 0.25, "person": 3.0}
 
 
 class Helpers(nn.Module):
@@ -46,21 +48,31 @@ class Helpers(nn.Module):
         tower: width of the vision features.
         width: width of the decoder.
         words: vocabulary size.
+        classes: names of the patch classes.
+        offsets: how many there are.
     """
 
-    def __init__(self, tower: int, width: int, words: int) -> None:
+    def __init__(
+        self, tower: int, width: int, words: int, classes: Sequence[str], offsets: int
+    ) -> None:
         super().__init__()
         self.words = nn.EmbeddingBag(words, tower, mode="mean", padding_idx=0)
         self.tower_class = nn.Sequential(
-            nn.LayerNorm(tower), nn.Linear(tower, tower), nn.GELU(), nn.Linear(tower, CLASSES)
+            nn.LayerNorm(tower), nn.Linear(tower, tower), nn.GELU(), nn.Linear(tower, len(classes))
         )
-        self.token_class = nn.Linear(width, CLASSES)
-        self.offset = nn.Linear(width, 6)
+        self.token_class = nn.Linear(width, len(classes))
+        self.offset = nn.Linear(width, offsets)
+        self.weight = torch.tensor([CLASS_WEIGHT.get(name, 1.0) for name in classes])
 
     def tower_loss(self, features: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
         """Patch classes from the tower's features and the words alone, before any attention."""
         modulated = features * (1.0 + self.words(ids)[:, None])
-        return _class_loss(self.tower_class(modulated), labels)
+        return self.class_loss(self.tower_class(modulated), labels)
+
+    def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of patch classes ``[B, n, classes]`` against ``[B, n]``."""
+        weight = self.weight.to(logits.device)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weight)
 
 
 class Trainer:
@@ -78,17 +90,22 @@ class Trainer:
         (self.out / "settings.json").write_text(json.dumps(vars(args), indent=1))
         self.train, self.valid = FrameSet(args.demos), FrameSet(args.demos, held_out=True)
         words = self.out / "policy" / "tokenizer.json"
-        known = words.exists()
         self.tokenizer = (
-            Tokenizer.from_file(str(words)) if known else word_tokenizer(self.train.sentences)
+            Tokenizer.from_file(str(words))
+            if words.exists()
+            else word_tokenizer(self.train.sentences)
         )
         torch.manual_seed(args.seed)
-        self.config = pocket_config(self.tokenizer.get_vocab_size())
+        state, chunk, _, offsets = self.train.rows[0]
+        self.config = pocket_config(
+            self.tokenizer.get_vocab_size(), self.train.views, *chunk.shape, len(state)
+        )
         self.statistics = self._statistics()
         self.model = OpenVLA(self.config, self.statistics).to(self.device)
         tower = sum(t.hidden_size for t in self.config.towers)
         width = self.config.llm["hidden_size"]
-        self.helpers = Helpers(tower, width, self.tokenizer.get_vocab_size()).to(self.device)
+        known = self.tokenizer.get_vocab_size(), self.train.classes, len(offsets)
+        self.helpers = Helpers(tower, width, *known).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
             _groups(self.model, self.helpers), lr=args.lr, betas=(0.9, 0.95), fused=True
@@ -110,7 +127,9 @@ class Trainer:
             self._update_average()
             if self.step % args.log_every == 0:
                 rate = (self.step - first) * args.batch / (time.monotonic() - started)
-                line = {key: float(np.mean([m[key] for m in meter])) for key in meter[-1]}
+                line = {
+                    key: float(np.mean([m[key] for m in meter if key in m])) for key in meter[-1]
+                }
                 line |= {"step": self.step, "frames": len(self.train), "samples_per_s": rate}
                 meter = []
                 if self.step % args.save_every == 0 or self.step == args.steps:
@@ -175,10 +194,11 @@ class Trainer:
         predicted = model.predict_chunk(hidden, inputs).float()
         wanted = self.statistics.normalise(None, batch.actions.to(device)).clamp(-1.5, 1.5)
         error = (predicted - wanted).abs()
-        losses["action"] = error[..., :6].mean()
-        losses["gripper"] = 0.25 * error[..., 6].mean()
+        losses["action"] = error[..., :GRIPPER].mean()
+        if error.shape[-1] > GRIPPER:
+            losses["gripper"] = 0.25 * error[..., GRIPPER].mean()
         tokens = hidden[:, slice(*inputs.visual_slots)]
-        losses["token"] = 0.15 * _class_loss(self.helpers.token_class(tokens), labels)
+        losses["token"] = 0.15 * self.helpers.class_loss(self.helpers.token_class(tokens), labels)
         offsets = self.helpers.offset(hidden[:, inputs.action_rows[0]]).float()
         losses["offset"] = 0.3 * (offsets - 10.0 * batch.offsets.to(device)).abs().mean()
         return losses
@@ -253,7 +273,8 @@ class Trainer:
         actions = np.concatenate([row[1] for row in self.train.rows])
         states = np.stack([row[0] for row in self.train.rows])
         entry = {"action": _range(actions), "proprio": _range(states)}
-        entry["action"]["mask"] = [True] * 6 + [False]
+        # The gripper's two positions stay as they are.
+        entry["action"]["mask"] = [number != GRIPPER for number in range(actions.shape[-1])]
         return Statistics({self.args.suite: entry})
 
     def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -266,11 +287,6 @@ class Trainer:
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1.0 - decay)
-
-
-def _class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    weight = torch.tensor(CLASS_WEIGHT, device=logits.device)
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weight)
 
 
 def _groups(*modules: nn.Module) -> list[dict]:

@@ -1,11 +1,13 @@
 """Demonstration frames in memory, as a trainer wants them. Knows no simulator.
 
-The files are those of :mod:`vla_prune_sim.train.demos`. Shards may still be arriving: call
+The files are those of :mod:`vla_prune_sim.train.demos` and of
+:mod:`vla_prune_sim.train.drive_demos`. Shards may still be arriving: call
 :meth:`FrameSet.refresh` now and then.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -14,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 8
-VIEWS = ("agentview_rgb", "eye_in_hand_rgb")
+IMAGES = {"wrist": "eye_in_hand_rgb"}  # datasets that are not called as their view
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,9 @@ class Batch:
     Attributes:
         images: ``[B, V, 3, H, W]`` float in [0, 1].
         proprio: ``[B, P]`` physical units.
-        actions: ``[B, CHUNK, 7]`` physical units, what the expert would do next.
-        labels: ``[B, V * n]`` patch class: 0 rest, 1 target, 2 destination, 3 robot, 4 another
-            object.
-        offsets: ``[B, 6]`` metres from the hand to the target and to the destination.
+        actions: ``[B, chunk, A]`` physical units, what the expert would do next.
+        labels: ``[B, V * n]`` patch class, see `FrameSet.classes`.
+        offsets: ``[B, D]`` what is good to know, such as metres from the hand to the target.
         instructions: one sentence each.
     """
 
@@ -46,6 +46,10 @@ class FrameSet:
     Args:
         folder: where the ``*.hdf5`` shards are.
         held_out: take about every tenth demonstration (for validation), or all others.
+
+    Attributes:
+        views: camera names, in order.
+        classes: names of the patch classes.
     """
 
     def __init__(self, folder: str | Path, held_out: bool = False) -> None:
@@ -55,6 +59,8 @@ class FrameSet:
         self.images: list[np.ndarray] = []
         self.rows: list[tuple[np.ndarray, ...]] = []
         self.sentences: list[str] = []
+        self.views: tuple[str, ...] = ()
+        self.classes: tuple[str, ...] = ()
         self.refresh()
 
     def __len__(self) -> int:
@@ -69,21 +75,27 @@ class FrameSet:
                 continue
             self._seen.add(str(path))
             with h5py.File(path, "r") as file:
+                about = file["data"].attrs
+                self.views = tuple(json.loads(about["views"]))
+                self.classes = tuple(json.loads(about["patch_labels"]))
+                self._chunk = int(about["chunk"])
                 for demo in file["data"].values():
                     if _held_out(int(demo.attrs["seed"])) == self.held_out:
                         self._add(demo)
         return len(self)
 
     def _add(self, demo) -> None:
-        where, actions = demo["frame_index"][()], demo["actions"][()]
-        state, patches = demo["states8"][()], demo["aux/patches"][()]
-        views = np.stack([demo[f"obs/{view}"][()] for view in VIEWS], axis=1)  # [F, V, H, W, 3]
-        ends = np.stack([demo["aux/target_pos"][()], demo["aux/goal_pos"][()]], axis=1)
-        offsets = (ends - state[:, None, :3]).reshape(len(where), -1)  # [F, 6]
-        for row, frame in enumerate(where):
-            chunk = actions[frame : frame + CHUNK]
+        where, state, patches = (
+            demo["frame_index"][()],
+            demo["states8"][()],
+            demo["aux/patches"][()],
+        )
+        keys = [IMAGES.get(view, f"{view}_rgb") for view in self.views]
+        views = np.stack([demo[f"obs/{key}"][()] for key in keys], axis=1)  # [F, V, H, W, 3]
+        chunks, offsets = _chunks(demo, where, self._chunk), _offsets(demo, state)
+        for row in range(len(where)):
             self.images.append(views[row])
-            self.rows.append((state[row], chunk, patches[row].reshape(-1), offsets[row]))
+            self.rows.append((state[row], chunks[row], patches[row].reshape(-1), offsets[row]))
             self.sentences.append(str(demo.attrs["instruction"]))
 
     def batch(self, index: np.ndarray, shift: int = 0, seed: int | None = None) -> Batch:
@@ -97,6 +109,22 @@ class FrameSet:
         return Batch(
             images, state, actions, labels.long(), offsets, [self.sentences[i] for i in index]
         )
+
+
+def _chunks(demo, where: np.ndarray, length: int) -> np.ndarray:
+    """``[F, chunk, A]``: written as such, or taken from the run of actions."""
+    if "chunks" in demo:
+        return demo["chunks"][()]
+    actions = demo["actions"][()]
+    return np.stack([actions[frame : frame + length] for frame in where])
+
+
+def _offsets(demo, state: np.ndarray) -> np.ndarray:
+    """``[F, D]``: written as such, or from the hand to the target and to the goal."""
+    if "aux/offsets" in demo:
+        return demo["aux/offsets"][()]
+    ends = np.stack([demo["aux/target_pos"][()], demo["aux/goal_pos"][()]], axis=1)
+    return (ends - state[:, None, :3]).reshape(len(state), -1)
 
 
 def _held_out(seed: int) -> bool:

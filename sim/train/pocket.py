@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -26,14 +26,25 @@ def word_tokenizer(sentences: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def pocket_config(words: int, image_size: int = 144) -> OpenVLAConfig:
-    """``pocket-libero``: two views of 144 tokens, six decoder layers of width 128, chunks of 8.
+def pocket_config(
+    words: int,
+    views: Sequence[str] = ("agentview", "wrist"),
+    chunk: int = 8,
+    action_dim: int = 7,
+    proprio_dim: int = 8,
+    image_size: int = 144,
+) -> OpenVLAConfig:
+    """``pocket-libero`` and ``pocket-drive``: views of 144 tokens, six layers of width 128.
 
     A convolutional tower stands in for the published transformers, because those need far more
     data than a laptop can make; one slot per time step instead of seven keeps the sequence short.
 
     Args:
         words: vocabulary size.
+        views: camera names.
+        chunk: actions that one call predicts.
+        action_dim: numbers in one action.
+        proprio_dim: length of the state.
         image_size: side of a view, pixels; 12 pixels a token.
     """
     return OpenVLAConfig(
@@ -52,11 +63,12 @@ def pocket_config(words: int, image_size: int = 144) -> OpenVLAConfig:
             "bos_token_id": SPECIAL.index(BOS),
             "eos_token_id": SPECIAL.index(EOS),
         },
-        views=("agentview", "wrist"),
-        chunk=8,
+        views=tuple(views),
+        action_dim=action_dim,
+        chunk=chunk,
         form="oft",
         slots_per_step=1,
-        proprio_dim=8,
+        proprio_dim=proprio_dim,
         learned_slots=True,
         shifted_read=False,
     )
