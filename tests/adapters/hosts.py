@@ -1,21 +1,23 @@
 """The models that the engine is tested on: tiny, real, random weights.
 
-A host offers the same samples three ways: through its adapter, through transformers alone, and by
-a slow literal reference. The reference never removes a token: it runs the transformers layers one
+A host offers the same samples three ways: through its adapter, through the model alone, and by a
+slow literal reference. The reference never removes a token: it runs the transformers layers one
 by one over the full sequence, with eager attention, and from a cut on masks the dropped tokens'
 key columns. To put another model family through the matrix, write a host and add it to ``HOSTS``.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     LlamaConfig,
@@ -24,8 +26,11 @@ from transformers import (
     PI0ForConditionalGeneration,
 )
 
+from tests.models import tiny
 from vla_prune.adapters.bare import BareDecoderAdapter
+from vla_prune.adapters.openvla import OpenVLAAdapter
 from vla_prune.adapters.pi0 import Pi0Adapter
+from vla_prune.models import OpenVLA, OpenVLAConfig
 from vla_prune.policy import attach
 from vla_prune.pruner import PruneCall, Pruner
 from vla_prune.tokens import ViewGrid
@@ -79,7 +84,7 @@ class Host(Protocol):
         ...
 
     def plain(self, rows: Sequence[int]) -> Tensor:
-        """The same by transformers alone."""
+        """The same by the model alone."""
         ...
 
     def reference(self, rows: Sequence[int], kept: Mapping[str, Tensor]) -> Reference:
@@ -165,18 +170,10 @@ class BareHost:
         outputs, first = [], None
         for _ in range(1 + self.adapter.decode_steps):
             # Without a cache: every decode step runs the whole, longer sequence anew.
-            hidden, maps = x, []
             query, key = torch.arange(x.shape[1])[:, None], torch.arange(x.shape[1])
             sees = (key <= query) | (not self.causal) & (query < prefix) & (key < prefix)
-            for number, layer in enumerate(self.eager.layers):
-                columns = valid & ~_dropped(self, number, kept, x.shape[1])
-                with _probabilities(layer.self_attn, maps):
-                    hidden = layer(
-                        hidden,
-                        attention_mask=_additive(sees & columns[:, None]),
-                        position_embeddings=self.eager.rotary_emb(hidden, places),
-                    )
-            hidden = self.eager.norm(hidden)
+            sees = sees & valid[:, None]
+            hidden, maps = _masked_layers(self, self.eager, x, places, sees, kept)
             row = hidden[:, -1] if outputs else hidden[which, last - 1]
             first = hidden if first is None else first
             outputs.append(row[:, None])
@@ -191,6 +188,138 @@ class BareHost:
             actions.append(torch.cat(rows_of, dim=1)[..., :prefix])
         maps = [probabilities[..., :prefix, :prefix] for probabilities in maps]
         return Reference(torch.cat(outputs, dim=1), first, maps, actions)
+
+
+class OpenVLAHost:
+    """OpenVLA: action tokens after a causal prompt, or OFT's slots that see everything.
+
+    Greedy tokens would hide small errors, so the autoregressive form gives the logits of every
+    pass beside its action.
+    """
+
+    start = 1
+
+    def __init__(self, config: OpenVLAConfig, padded: bool = False) -> None:
+        torch.manual_seed(0)
+        llm = config.llm | {"num_hidden_layers": LAYERS, "eos_token_id": STOP}
+        self.model = OpenVLA(replace(config, llm=llm)).eval()
+        with torch.no_grad():  # biases and norms start trivial, and would hide a wrong mask
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        self.decoder = self.model.language_model.model
+        self.configs = [self.decoder.config]
+        self.adapter = OpenVLAAdapter(self.model, hashed_words)
+        prompts = PADDED if padded else EQUAL
+        side, state = config.towers[0].image_size, config.proprio_dim or 0
+        self.observations = [
+            observation(n, config.views, prompts[n], side, state) for n in range(3)
+        ]
+        words = hashed_words(list(prompts))[1][:, 1:].sum(1)
+        room, ahead = int(words.max()), 1 + config.n_visual + bool(state)
+        text = torch.arange(room) >= room - words[:, None]  # padding is in front of the words
+        ones = torch.ones(3, ahead + config.n_slots + self.model.bidirectional, dtype=torch.bool)
+        self.valid = torch.cat([ones[:, :ahead], text, ones[:, ahead:]], dim=1)
+        self.prompt = slice(ahead, ahead + room)
+        self.eager = copy.deepcopy(self.model)
+        self.eager.language_model.set_attn_implementation("eager")
+
+    def act(self, call: PruneCall, rows: Sequence[int]) -> Tensor:
+        shown = [self.observations[row] for row in rows]
+        return self._with_logits(lambda: self.adapter.act(shown, call))
+
+    @torch.inference_mode()
+    def plain(self, rows: Sequence[int]) -> Tensor:
+        images, state = self._seen(rows)
+        ids, mask = hashed_words([self.observations[row].instruction for row in rows])
+        mask = None if mask.all() else mask
+        return self._with_logits(lambda: self.model(images, ids, state, mask))
+
+    @torch.inference_mode()
+    def reference(self, rows: Sequence[int], kept: Mapping[str, Tensor]) -> Reference:
+        """Sample by sample: nothing is ever padded."""
+        outputs, hidden, maps, actions = [], [], [], []
+        for n, row in enumerate(rows):
+            alone = self._alone(row, {site: index[n : n + 1] for site, index in kept.items()})
+            at = F.one_hot(self.valid[row].nonzero()[:, 0], self.valid.shape[1]).float()
+            outputs.append(alone.output)
+            hidden.append(at.T @ alone.hidden)
+            maps.append([at.T @ one @ at for one in alone.maps])
+            actions.append([one @ at for one in alone.actions])
+        return Reference(
+            torch.cat(outputs),
+            torch.cat(hidden),
+            [torch.cat(layer) for layer in zip(*maps, strict=True)],
+            [torch.cat(layer) for layer in zip(*actions, strict=True)],
+        )
+
+    def _alone(self, row: int, kept: Mapping[str, Tensor]) -> Reference:
+        """One sample, without a cache: every decode step runs the whole, longer sequence anew."""
+        model, config = self.eager, self.model.config
+        decoder, outputs, first = model.language_model.model, [], None
+        x, text_stop = self._sequence(row)
+        prefix = x.shape[1]
+        for _ in range(1 if model.bidirectional else config.action_dim):
+            sees = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool)
+            sees = sees if model.bidirectional else sees.tril()
+            places = torch.arange(x.shape[1])[None]
+            hidden, maps = _masked_layers(self, decoder, x, places, sees, kept)
+            first = hidden if first is None else first
+            if not model.bidirectional:
+                logits = model.language_model.lm_head(hidden[:, -1:])
+                token = logits.argmax(-1)
+                edges = torch.linspace(-1.0, 1.0, config.n_bins, dtype=torch.float64)
+                centres = ((edges[1:] + edges[:-1]) / 2).float()
+                action = centres[(config.action_vocab - token - 1).clamp(0, len(centres) - 1)]
+                outputs.append(torch.cat([logits, action[..., None]], dim=-1))
+                x = torch.cat([x, decoder.embed_tokens(token)], dim=1)
+        read = slice(text_stop - 1, None)  # the last prompt token and every decode step
+        if model.bidirectional:
+            read = slice(text_stop, text_stop + config.n_slots)
+            if config.shifted_read:
+                read = slice(read.start - 1, read.stop - 1)
+            slots = hidden[:, read].reshape(1, config.chunk, -1)
+            outputs.append(model.action_head(slots))
+        actions = [probabilities.mean(1)[:, read, :prefix] for probabilities in maps]
+        maps = [probabilities[..., :prefix, :prefix] for probabilities in maps]
+        return Reference(torch.cat(outputs, dim=1), first, maps, actions)
+
+    def _sequence(self, row: int) -> tuple[Tensor, int]:
+        """Start, images, robot state, words, slots, stop ``[1, S, D]``; where the words end."""
+        model, config = self.eager, self.model.config
+        embed = model.language_model.model.embed_tokens
+        images, state = self._seen([row])
+        words = embed(hashed_words([self.observations[row].instruction])[0])
+        parts = [words[:, :1], model.encode_images(images)]
+        if state is not None:
+            parts.append(model.proprio_projector(state)[:, None])
+        parts.append(words[:, 1:])
+        text_stop = sum(part.shape[1] for part in parts)
+        if model.bidirectional:
+            zeros = torch.zeros(config.n_slots, words.shape[2])
+            parts.append((model.slot_embedding if config.learned_slots else zeros)[None])
+            parts.append(embed(torch.tensor([[STOP]])))
+        return torch.cat(parts, dim=1), text_stop
+
+    def _seen(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Images ``[B, V, 3, H, W]`` and, where the policy takes one, the robot's state."""
+        shown = [self.observations[row] for row in rows]
+        images = np.stack([[o.images[view] for view in self.model.config.views] for o in shown])
+        state = torch.from_numpy(np.stack([o.state for o in shown]))
+        pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3).float() / 255.0
+        return pixels, state if self.model.config.proprio_dim else None
+
+    def _with_logits(self, act: Callable[[], Tensor]) -> Tensor:
+        """Chunks of the OFT form; else ``[B, passes, vocab + 1]`` logits and actions."""
+        logits: list[Tensor] = []
+        head = self.model.language_model.lm_head
+        handle = head.register_forward_hook(lambda _m, _a, output: logits.append(output))
+        try:
+            actions = act()
+        finally:
+            handle.remove()
+        if self.model.bidirectional:
+            return actions
+        return torch.cat([torch.stack(logits, dim=1), actions.mT], dim=-1)
 
 
 class Pi0Host:
@@ -297,6 +426,11 @@ def tiny_pi0_config(attention: str) -> PI0Config:
     )
 
 
+AUTOREGRESSIVE = replace(tiny.AUTOREGRESSIVE, views=("front",), action_dim=3)
+OFT = replace(tiny.OFT, views=("front", "wrist"))
+POCKET = replace(tiny.POCKET, views=("front",))
+STOP = 60  # a token that no prompt has
+
 EQUAL = ("pick up the bowl", "push the red plate", "open it now sir")
 PADDED = ("pick up the very red bowl", "push", "open it now")
 
@@ -309,11 +443,13 @@ def hashed_words(sentences: list[str]) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([[n < len(row) for n in range(width)] for row in rows])
 
 
-def observation(seed: int, cameras: Sequence[str], prompt: str) -> Observation:
-    """Seeded images and state for a tiny pi0."""
+def observation(
+    seed: int, cameras: Sequence[str], prompt: str, side: int = 16, state: int = 6
+) -> Observation:
+    """Seeded images and state, in the sizes of the tiny pi0 unless given."""
     rng = np.random.default_rng(seed)
-    images = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in cameras}
-    return Observation(images, prompt, rng.normal(size=6).astype(np.float32), float(seed))
+    images = {name: rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in cameras}
+    return Observation(images, prompt, rng.normal(size=state).astype(np.float32), float(seed))
 
 
 HOSTS: dict[str, Callable[[], Host]] = {
@@ -326,6 +462,14 @@ HOSTS: dict[str, Callable[[], Host]] = {
     "bidirectional decode": lambda: BareHost(False, 2, TWO_VIEWS),
     "bidirectional padded": lambda: BareHost(False, 0, TWO_VIEWS, (3, 5, 4)),
     "bidirectional padded decode": lambda: BareHost(False, 2, ONE_VIEW, (3, 5, 4)),
+    "openvla": lambda: OpenVLAHost(AUTOREGRESSIVE),
+    "openvla two views padded": lambda: OpenVLAHost(
+        replace(AUTOREGRESSIVE, views=("front", "wrist")), padded=True
+    ),
+    "oft": lambda: OpenVLAHost(replace(OFT, views=("front",))),
+    "oft two views padded": lambda: OpenVLAHost(OFT, padded=True),
+    "pocket": lambda: OpenVLAHost(replace(POCKET, views=("front", "wrist"))),
+    "pocket padded": lambda: OpenVLAHost(POCKET, padded=True),
     "pi0": Pi0Host,
     "pi0 two views": lambda: Pi0Host(("front", "wrist")),
     "pi0 padded": lambda: Pi0Host(("front", "wrist"), padded=True),
@@ -381,6 +525,30 @@ def _dropped(host: Host, layer: int, kept: Mapping[str, Tensor], length: int) ->
             stays = torch.zeros(batch, total, dtype=torch.bool).scatter(1, index, True)
             gone[:, host.start : host.start + total] |= ~stays
     return gone
+
+
+def _masked_layers(
+    host: Host,
+    decoder: nn.Module,
+    x: Tensor,
+    places: Tensor,
+    sees: Tensor,
+    kept: Mapping[str, Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """Hidden states after the last norm and the maps of all layers, over the full sequence.
+
+    ``places`` are rotary positions ``[B, S]``; ``sees`` is ``[B, S, S]`` before anything is cut.
+    """
+    hidden, maps = x, []
+    for number, layer in enumerate(decoder.layers):
+        columns = ~_dropped(host, number, kept, x.shape[1])
+        with _probabilities(layer.self_attn, maps):
+            hidden = layer(
+                hidden,
+                attention_mask=_additive(sees & columns[:, None]),
+                position_embeddings=decoder.rotary_emb(hidden, places),
+            )
+    return decoder.norm(hidden), maps
 
 
 def _additive(sees: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from vla_prune.policy import attach
 from vla_prune.pruner import ACTION, ActionHistory, Cut, Pruner
 from vla_prune.scorers import SemanticScorer
 from vla_prune.selectors import TopKSelector
-from vla_prune.tokens import TokenView, ViewGrid
+from vla_prune.tokens import Rows, TokenView, ViewGrid
 from vla_prune.types import Observation, PolicyState
 
-from .hosts import HISTORY_LAYER, LAYERS, Host, Recorder, call
+from .hosts import HISTORY_LAYER, LAYERS, Host, Recorder, Reference, call
 
 EARLIER = {
     "uncut": (),
@@ -32,42 +32,63 @@ def cuts(sites: tuple[str, ...], keep: float = 0.6) -> tuple[Cut, ...]:
 
 def literal_rows(host: Host, rows: list[int], kind: str, kept: Tensor) -> Tensor:
     """``[B, S]`` bool: the query rows of a kind that are left, by places of the uncut sequence."""
-    valid = host.valid[rows]
-    last = torch.zeros_like(valid).scatter(1, valid.sum(1, keepdim=True) - 1, True)
-    text = torch.zeros_like(valid)
-    text[:, host.prompt] = valid[:, host.prompt]
+    valid, places = host.valid[rows], torch.arange(host.valid.shape[1])
+    text = valid & (places >= host.prompt.start) & (places < host.prompt.stop)
+    last = places == (text * places).amax(1, keepdim=True)
     visual = slice(host.start, host.start + host.adapter.layout.total)
     present = valid.clone()
     present[:, visual] = torch.zeros_like(valid[:, visual]).scatter(1, kept, True)
-    return {"last": last, "prompt": text, "prefill": present}[kind]
+    prefill = present & (places < host.prompt.stop)
+    return {"last": last, "prompt": text, "prefill": prefill}[kind]
+
+
+def shown(host: Host, kind: str, earlier: tuple[str, ...]) -> tuple[TokenView, Reference]:
+    """What a scorer at ``decoder.3`` is shown of samples 0 and 1, and the reference of that."""
+    scorer = Recorder(frozenset({f"attention:{kind}"}))
+    reading = Cut("decoder.3", (scorer,), TopKSelector(), ConstantBudget(0.2))
+    _, running = call(host, Pruner((*cuts(earlier), reading)), [0, 1])
+    (view,) = scorer.views
+    return view, host.reference([0, 1], {site: running.kept[site] for site in earlier})
+
+
+def same_rows(host: Host, seen: Rows, view: TokenView, maps: Tensor, chosen: Tensor, close):
+    """``seen`` is what the ``chosen`` ``[B, R]`` rows of ``maps`` ``[B, R, S]`` looked at."""
+    columns = (view.index + host.start)[:, None].expand(-1, maps.shape[1], -1)
+    onto = maps.gather(2, columns) * chosen[..., None]  # [B, R, N]
+    close(seen.total, onto.sum(1))
+    close(seen.count.expand(2, 1), chosen.sum(1, keepdim=True).float())
+    # Masked probabilities of an eager map are exactly zero.
+    share = (maps > 0) / (maps > 0).sum(2, keepdim=True).clamp(min=1)
+    expected = (share.gather(2, columns) * chosen[..., None]).sum(1)
+    close(seen.expected.expand_as(expected), expected)
 
 
 @pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
 @pytest.mark.parametrize("kind", ["last", "prompt", "prefill"])
 def test_rows_are_those_of_eager_attention(host: Host, kind: str, earlier, close):
     """Grouped heads, padding, and columns and rows that earlier cuts removed."""
-    rows, scorer = [0, 1], Recorder(frozenset({f"attention:{kind}"}))
-    reading = Cut("decoder.3", (scorer,), TopKSelector(), ConstantBudget(0.2))
-    _, running = call(host, Pruner((*cuts(earlier), reading)), rows)
-    (view,) = scorer.views
-    seen = view.attention[kind]
-    before = {site: running.kept[site] for site in earlier}
-    maps = host.reference(rows, before).maps[2].mean(1)  # [B, S, S], one layer before the cut
-    chosen = literal_rows(host, rows, kind, view.index)
-    columns = (view.index + host.start)[:, None].expand(-1, maps.shape[1], -1)
-    onto = maps.gather(2, columns) * chosen[..., None]  # [B, S, N]
-    close(seen.total, onto.sum(1))
-    close(seen.count.expand(2, 1), chosen.sum(1, keepdim=True).float())
-    # Masked probabilities of an eager map are exactly zero.
-    share = (maps > 0) / (maps > 0).sum(2, keepdim=True)
-    expected = (share.gather(2, columns) * chosen[..., None]).sum(1)
-    close(seen.expected.expand_as(expected), expected)
+    view, reference = shown(host, kind, earlier)
+    maps = reference.maps[2].mean(1)  # [B, S, S], one layer before the cut
+    chosen = literal_rows(host, [0, 1], kind, view.index)
+    same_rows(host, view.attention[kind], view, maps, chosen, close)
+
+
+@pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
+@pytest.mark.parametrize("name", ["oft two views padded", "pocket"])
+def test_action_slots_can_be_asked_for(made, name: str, earlier, close):
+    """Parallel decoding alone has its action rows in the prefill: before a slot, or in it."""
+    host = made(name)
+    view, reference = shown(host, "action", earlier)
+    maps = reference.actions[2]
+    chosen = torch.ones(maps.shape[:2], dtype=torch.bool)
+    assert chosen.shape[1] == host.model.config.n_slots
+    same_rows(host, view.attention["action"], view, maps, chosen, close)
 
 
 @pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
 @pytest.mark.parametrize("layer", [None, 0, LAYERS - 1])
 def test_history_is_the_action_rows_of_eager_attention(host: Host, layer, earlier, close):
-    """Last prompt row and decode steps; for pi0 all action rows of all denoising steps."""
+    """Last prompt row and decode steps; OFT's action slots; pi0's rows of all denoising steps."""
     rows, states = [0, 1], [PolicyState(), PolicyState()]
     pruner = Pruner(cuts(earlier), ActionHistory(layer=layer))
     _, running = call(host, pruner, rows, states)
