@@ -1,0 +1,63 @@
+"""What a simulated drive is worth: its record, scored by `metrics.closed_loop`."""
+
+from __future__ import annotations
+
+import numpy as np
+from vla_prune_sim.drive.scene import RoadMap
+from vla_prune_sim.drive.simulation import PRIMED, Simulation
+from vla_prune_sim.metrics import closed_loop
+from vla_prune_sim.metrics.ground import Ground
+
+PARTS = ("score", "nc", "dac", "ddc", "ttc", "ep", "comfort")
+
+
+def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
+    """The driven part of a simulation, the second primed from the log left out."""
+    scene, record = simulation.scene, simulation.record
+    bodies, others = record.bodies[PRIMED:], record.others[PRIMED:]
+    return closed_loop.Drive(
+        ego=np.stack([body.pose for body in bodies]),
+        speed=np.array([body.speed for body in bodies]),
+        pose=np.stack([other.pose for other in others]),
+        size=scene.tracks.size,
+        valid=np.stack([other.present for other in others]),
+        track_speed=np.stack([other.speed for other in others]),
+        categories=scene.tracks.categories,
+        road=scene.map,
+        route=simulation.route,
+        feasible_m=feasible_m,
+        ended="" if simulation.ended == "time" else simulation.ended,
+    )
+
+
+def score(simulation: Simulation, feasible_m: float) -> dict[str, float]:
+    """The PDMS-form score of a drive, first, and its parts.
+
+    Args:
+        simulation: a drive that is over.
+        feasible_m: how far along the route a reference driver gets in this scene, metres.
+    """
+    parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
+    return {name: parts[name] for name in PARTS}
+
+
+def feasible_m(expert: Simulation) -> float:
+    """How far along the route one can get: as far as the expert's drive, metres.
+
+    Where the expert failed, the log's own way counts, or failing early would make all others good.
+    """
+    driven = float(expert.along - expert.start_along)
+    logged = float(expert.route.project(expert.scene.ego[-1, :2])[0]) - expert.start_along
+    return driven if expert.ended == "time" else max(driven, logged)
+
+
+_GROUNDS: dict[int, tuple[RoadMap, Ground]] = {}
+
+
+def _ground(road: RoadMap) -> Ground:
+    """Prepared once for each map that is in use."""
+    if id(road) not in _GROUNDS:
+        if len(_GROUNDS) > 8:
+            _GROUNDS.clear()
+        _GROUNDS[id(road)] = (road, Ground(road))
+    return _GROUNDS[id(road)][1]

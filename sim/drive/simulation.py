@@ -1,0 +1,167 @@
+"""A scene driven: the ego's body follows plans, the others move, all of it is written down.
+
+Draws nothing. The first second follows the log, so that speeds and histories are real.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from vla_prune_sim.drive.drivers import Driver, Situation
+from vla_prune_sim.drive.geometry import Polyline, corners, overlap, to_local, wrap
+from vla_prune_sim.drive.scene import (
+    EGO_LENGTH,
+    EGO_WHEELBASE,
+    EGO_WIDTH,
+    STEP_S,
+    Scene,
+    ego_centre,
+)
+from vla_prune_sim.drive.traffic import Others, Traffic
+from vla_prune_sim.drive.vehicle import Body, Limits, Tracker, move
+
+PRIMED = 10  # steps of the log before a driver takes over
+OFF_ROUTE_M = 8.0
+LOOK_M, TURN_RAD = 30.0, 0.35
+COMMANDS = ("straight", "left", "right")
+STATE_DIM = 10
+
+
+@dataclass
+class Record:
+    """What was driven, every ``STEP_S``, the primed second included.
+
+    Attributes:
+        bodies: of the ego.
+        others: of everyone else.
+    """
+
+    bodies: list[Body] = field(default_factory=list)
+    others: list[Others] = field(default_factory=list)
+
+
+class Simulation:
+    """One scene from its first second on.
+
+    Args:
+        scene: the scene.
+        agents: ``log`` or ``idm``.
+        limits: of the ego's actuators.
+
+    Attributes:
+        over: whether it has ended.
+        ended: why: ``""``, ``"time"``, ``"collision"`` or ``"off_route"``.
+    """
+
+    def __init__(self, scene: Scene, agents: str = "idm", limits: Limits | None = None) -> None:
+        self.scene, self.limits = scene, limits or Limits()
+        self.route = Polyline(scene.route)
+        self.tracker = Tracker()
+        self.over, self.ended = False, ""
+        self.record = Record()
+        self._struck = np.zeros(len(scene.tracks), bool)
+        self.traffic = Traffic(scene, agents)
+        self.along, _ = self.route.project(scene.ego[0, :2])
+        for step in range(PRIMED + 1):
+            self.body = _logged(scene, step)
+            others = self.traffic.now()
+            self._write(others)
+            if step < PRIMED:
+                self.traffic.advance(self.body.pose, self.body.speed)
+        self.start_along = float(self.along)
+
+    @property
+    def step_index(self) -> int:
+        """Steps of the log so far."""
+        return self.traffic.step_index
+
+    def advance(self, plan: np.ndarray, steps: int = 5) -> None:
+        """Follow ``plan`` ``[6, 2]`` (see `Tracker`) for some steps, or until it is over."""
+        self.tracker.take(plan, self.body)
+        for _ in range(steps):
+            if self.over:
+                return
+            before = self.body
+            self.body = move(before, *self.tracker.command(before), self.limits)
+            others = self.traffic.advance(before.pose, before.speed)
+            self._write(others)
+            self._judge(others)
+
+    def situation(self) -> Situation:
+        """The truth, for drivers that may see it."""
+        return Situation(self.scene, self.route, self.body, self.traffic)
+
+    def state(self) -> np.ndarray:
+        """What the ego knows of itself, ``[10]`` float32.
+
+        Speed (m/s), acceleration (m/s^2), yaw rate (rad/s), wheel angle (rad), where it was a
+        second ago (x, y in metres, its present frame), and the next turn of the route: one of
+        straight, left, right, and how far off it is (in units of `LOOK_M`). Nothing of its future.
+        """
+        body = self.body
+        past = self.record.bodies[max(0, len(self.record.bodies) - 11)].pose
+        x, y = to_local(past[None, :2], body.pose)[0]
+        turn, off = command(self.route, float(self.along))
+        way = [float(turn == i) for i in range(len(COMMANDS))]
+        own = [body.speed, body.accel, body.yaw_rate, body.steer, x, y]
+        return np.array([*own, *way, off / LOOK_M], np.float32)
+
+    def _write(self, others: Others) -> None:
+        self.record.bodies.append(self.body)
+        self.record.others.append(others)
+        self.along, self.left = self.route.project(self.body.pose[:2], float(self.along))
+
+    def _judge(self, others: Others) -> None:
+        hit = touching(self.body, others, self.scene.tracks.size)
+        # Being run into from behind ends nothing, also not while that car drives on through us.
+        behind = to_local(others.pose[:, :2], self.body.pose)[:, 0] < 0.0
+        self._struck = hit & (behind | self._struck)
+        if (hit & ~self._struck).any():
+            self.over, self.ended = True, "collision"
+        elif abs(self.left) > OFF_ROUTE_M:
+            self.over, self.ended = True, "off_route"
+        elif self.step_index >= self.scene.steps - 1:
+            self.over, self.ended = True, "time"
+
+
+def touching(body: Body, others: Others, size: np.ndarray) -> np.ndarray:
+    """Which of the others the ego's box overlaps, ``[N]`` bool; ``size`` is ``[N, 3]``."""
+    ours = corners(ego_centre(body.pose), EGO_LENGTH, EGO_WIDTH)
+    return others.present & overlap(ours, corners(others.pose, size[:, 0], size[:, 1]))
+
+
+def command(route: Polyline, along: float) -> tuple[int, float]:
+    """Which way the route goes next, and how far off that turn is, metres (at most `LOOK_M`).
+
+    From the route alone, as a navigator would say it, never from where the log went.
+    """
+    reach = np.arange(0.0, LOOK_M + 1.0, 2.0)
+    heading = route.pose(along + reach)[:, 2]
+    turn = np.cumsum(np.append(0.0, wrap(np.diff(heading))))
+    bent = np.abs(turn) > TURN_RAD
+    if not bent.any():
+        return 0, LOOK_M
+    first = int(bent.argmax())
+    return (1 if turn[first] > 0 else 2), float(reach[first])
+
+
+def drive(scene: Scene, driver: Driver, agents: str = "idm", steps: int = 5) -> Simulation:
+    """A whole scene by a privileged driver, who plans every ``steps`` steps."""
+    simulation = Simulation(scene, agents)
+    while not simulation.over:
+        simulation.advance(driver.plan(simulation.situation()), steps)
+    return simulation
+
+
+def _logged(scene: Scene, step: int) -> Body:
+    """The ego's body as the log has it."""
+    speed = float(scene.ego_speed[step])
+    after, before = (
+        scene.ego_speed[min(step + 1, scene.steps - 1)],
+        scene.ego_speed[max(step - 1, 0)],
+    )
+    turn = wrap(scene.ego[min(step + 1, scene.steps - 1), 2] - scene.ego[max(step - 1, 0), 2])
+    yaw_rate = float(turn) / (2 * STEP_S)
+    steer = np.arctan(yaw_rate * EGO_WHEELBASE / speed) if speed > 0.5 else 0.0
+    return Body(scene.ego[step].copy(), speed, float(after - before) / (2 * STEP_S), float(steer))
