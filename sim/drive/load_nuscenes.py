@@ -1,0 +1,355 @@
+"""Scenes of a nuScenes root, real or synthetic, through nuscenes-devkit.
+
+The log is read at 10 Hz from step 0 at the first sample: the ego's pose from the poses of
+LIDAR_TOP and CAM_FRONT (20 and 12 Hz), the others from their 2 Hz boxes, positions linear and
+headings the short way round, there between their first and last box. The ground is flat, so real
+boxes stand on it whatever height they were annotated at.
+
+    >>> load_root(Path("/data/nuscenes"))  # doctest: +SKIP
+    ['scene-0061', 'scene-0103', ...]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from vla_prune_sim.drive.load_map import expansion, load_map, window_around
+from vla_prune_sim.drive.matching import find_route
+from vla_prune_sim.drive.nuscenes_format import EXTRA, TABLES, VERSION
+from vla_prune_sim.drive.sampling import resample, speed_along, stack_tracks
+from vla_prune_sim.drive.scene import (
+    CAMERAS,
+    STEP_S,
+    Camera,
+    Lane,
+    RoadMap,
+    Scene,
+    Scenery,
+    Tracks,
+)
+
+from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
+
+VERSIONS = ("v1.0-mini", "v1.0-trainval", VERSION)
+OFF_LANES = "The log leaves the lanes, so the route is its own path."
+
+
+@dataclass(frozen=True)
+class _Root:
+    """A root that has been opened and checked."""
+
+    tables: Any  # the devkit's NuScenes
+    scenes: dict[str, dict]
+    extra: dict[str, dict] | None
+
+
+def load_root(root: Path, version: str | None = None) -> list[str]:
+    """Names of the scenes of a root.
+
+    Raises:
+        MissingError: a table, picture or map is not there; names the file.
+        ConfigError: the version or a map name is unknown.
+
+    Args:
+        root: the folder that holds ``v1.0-...``, ``maps`` and ``samples``.
+        version: None takes the only one there is.
+    """
+    return list(_open_root(Path(root), version).scenes)
+
+
+def load_scene(root: Path, name: str, version: str | None = None) -> Scene:
+    """One scene of a root; a synthetic one as it was written.
+
+    Raises:
+        ShapeError: a pose is not finite; names the scene.
+        ConfigError: time stamps go backwards, or there is no such scene.
+    """
+    root = Path(root)
+    opened = _open_root(root, version)
+    if name not in opened.scenes:
+        raise did_you_mean(str(root), "scene", name, opened.scenes)
+    tables, record = opened.tables, opened.scenes[name]
+    samples = _samples(tables, record)
+    start = samples[0]["timestamp"]
+    stamps = np.array([sample["timestamp"] for sample in samples]) - start
+    steps = int(stamps[-1] / (STEP_S * 1e6) + 1e-3) + 1
+    at_us = np.arange(steps) * STEP_S * 1e6
+    ego = _ego(tables, name, samples, at_us)
+    log = tables.get("log", record["log_token"])
+    scene = Scene(
+        name=name,
+        source="synthetic" if opened.extra else "nuscenes",
+        version=tables.version,
+        description=record["description"],
+        map=RoadMap(log["location"], {}, []),
+        ego=ego,
+        ego_speed=speed_along(ego),
+        tracks=_tracks(tables, name, samples, at_us),
+        cameras=_cameras(tables, samples[0]),
+        route=ego[:, :2],
+        scenery=bare_scenery(),
+        keyframes=np.minimum(np.round(stamps / (STEP_S * 1e6)).astype(int), steps - 1),
+        images={
+            channel: [Path(tables.get_sample_data_path(s["data"][channel])) for s in samples]
+            for channel in CAMERAS
+        },
+        start_us=start,
+    )
+    if opened.extra:
+        return _as_written(scene, root, opened.extra)
+    ground = load_map(root, log["location"], window_around(ego))
+    route, on_lanes = find_route(ground.lanes, ego)
+    said = scene.description if on_lanes else f"{scene.description} {OFF_LANES}".strip()
+    tracks = replace(scene.tracks, z=scene.tracks.size[:, 2] / 2)
+    return replace(scene, map=ground, route=route, tracks=tracks, description=said)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A picture ``[H, W, 3]`` uint8 RGB, whole or not at all."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise MissingError(
+            f"{path} is missing; get the picture, or leave out its scene."
+        ) from error
+    except (OSError, SyntaxError) as error:
+        raise ShapeError(f"{path} is no whole picture ({error}); get it again.") from error
+
+
+def bare_scenery() -> Scenery:
+    """Nothing beside the road."""
+    return Scenery(np.zeros((0, 6)), np.zeros((0, 3), np.uint8), np.zeros((0, 4)))
+
+
+def find_version(root: Path, version: str | None = None) -> str:
+    """The version asked for, or the only one a root has."""
+    if version is None:
+        found = [name for name in VERSIONS if (root / name).is_dir()]
+        if len(found) != 1:
+            what = f"has {', '.join(found)}" if found else "has no nuScenes tables"
+            raise ConfigError(
+                f"{root} {what}; name one of {', '.join(found or VERSIONS)} as the version, or "
+                f"give its folder, such as {root / (found or VERSIONS)[0]}."
+            )
+        version = found[0]
+    if version not in VERSIONS:
+        raise did_you_mean(str(root), "version", version, VERSIONS)
+    return version
+
+
+def _open_root(root: Path, version: str | None) -> _Root:
+    """The root, once per process as long as its tables stay the same."""
+    version = find_version(root, version)
+    files = [root / version / f"{name}.json" for name in TABLES]
+    files += [root / EXTRA] if version == VERSION else []
+    for file in files:
+        if not file.is_file():
+            raise MissingError(f"{file} is missing; a root of {version} is not whole without it.")
+    return _open(root, version, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=2)
+def _open(root: Path, version: str, stamps: tuple[int, ...]) -> _Root:
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise MissingError("nuscenes-devkit is missing; install vla-prune[nuscenes].") from error
+    for record in _json(root / version / "map.json"):
+        if not (root / record["filename"]).is_file():
+            raise MissingError(f"{root / record['filename']} is missing; get the map's picture.")
+    try:
+        tables = NuScenes(version=version, dataroot=str(root), verbose=False)
+    except json.JSONDecodeError:
+        for name in TABLES:  # the devkit does not say which
+            _json(root / version / f"{name}.json")
+        raise
+    except KeyError as error:
+        raise ConfigError(
+            f"{root / version}: a table names the record {error}, which no table has; get the "
+            "tables again."
+        ) from error
+    scenes = {record["name"]: record for record in tables.scene}
+    for location in {log["location"] for log in tables.log}:
+        expansion(root, location)
+    _check_pictures(root, tables)
+    return _Root(tables, scenes, _json(root / EXTRA) if version == VERSION else None)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON ({error}); get it again.") from error
+
+
+def _check_pictures(root: Path, tables: Any) -> None:
+    """All keyframes' pictures, by listing each folder once."""
+    listed: dict[str, set[str]] = {}
+    for row in tables.sample_data:
+        if row["is_key_frame"] and row["channel"] in CAMERAS:
+            folder, _, name = row["filename"].rpartition("/")
+            if folder not in listed:
+                here = root / folder
+                listed[folder] = {p.name for p in here.iterdir()} if here.is_dir() else set()
+            if name not in listed[folder]:
+                raise MissingError(
+                    f"{root / row['filename']} is missing; get all pictures of {tables.version}."
+                )
+
+
+def _chain(tables: Any, scene: str, table: str, token: str) -> list[dict]:
+    """Records linked by ``next``, whose time stamps must ascend."""
+    records = []
+    while token:
+        record = tables.get(table, token)
+        if records and record["timestamp"] <= records[-1]["timestamp"]:
+            raise ConfigError(
+                f"{scene}: time stamp {record['timestamp']} of {table} {token} does not come "
+                f"after {records[-1]['timestamp']}; mend {table}.json."
+            )
+        records.append(record)
+        token = record["next"]
+    return records
+
+
+def _samples(tables: Any, scene: dict) -> list[dict]:
+    samples = _chain(tables, scene["name"], "sample", scene["first_sample_token"])
+    for sample in samples:
+        for channel in (*CAMERAS, "LIDAR_TOP"):
+            if channel not in sample["data"]:
+                raise MissingError(
+                    f"{scene['name']}: sample {sample['token']} has no {channel}; get the tables "
+                    "again."
+                )
+    return samples
+
+
+def _ego(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> np.ndarray:
+    """Pose ``[T, 3]`` of the rear axle."""
+    known = {}
+    for channel in ("CAM_FRONT", "LIDAR_TOP"):
+        for reading in _chain(tables, scene, "sample_data", samples[0]["data"][channel]):
+            row = tables.get("ego_pose", reading["ego_pose_token"])
+            pose = _pose(row)
+            _finite(scene, "the ego", np.array(pose))
+            known[reading["timestamp"] - samples[0]["timestamp"]] = pose
+    times = np.array(sorted(known), float)
+    poses = np.array([known[time] for time in times])
+    return resample(times / 1e6, poses, at_us / 1e6)[0]
+
+
+def _pose(row: Mapping[str, Any]) -> list[float]:
+    """x, y and heading of a record with a translation and a rotation; NaN where one is broken."""
+    if not np.isfinite([*row["translation"], *row["rotation"]]).all():
+        return [np.nan] * 3
+    w, x, y, z = row["rotation"]
+    # Where the x axis points, seen from above.
+    heading = np.arctan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
+    return [*row["translation"][:2], heading]
+
+
+def _finite(scene: str, who: str, poses: np.ndarray) -> None:
+    if not np.isfinite(poses).all():
+        raise ShapeError(
+            f"{scene}: a pose of {who} is not finite; mend the tables, or leave the scene out."
+        )
+
+
+def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> Tracks:
+    seen: dict[str, list[tuple[float, dict]]] = {}
+    for sample in samples:
+        for token in sample["anns"]:
+            box = tables.get("sample_annotation", token)
+            time = (sample["timestamp"] - samples[0]["timestamp"]) / 1e6
+            seen.setdefault(box["instance_token"], []).append((time, box))
+    categories, size, z, moves = [], [], [], []
+    for token, boxes in seen.items():
+        poses = np.array([_pose(box) for _, box in boxes])
+        width, length, height = np.median([box["size"] for _, box in boxes], axis=0)
+        heights = [box["translation"][2] for _, box in boxes]
+        _finite(scene, f"instance {token}", poses)
+        moves.append(resample(np.array([time for time, _ in boxes]), poses, at_us / 1e6))
+        categories.append(boxes[0][1]["category_name"])
+        size.append((length, width, height))
+        z.append(np.median(heights))
+    return stack_tracks(tuple(seen), categories, size, z, moves, len(at_us))
+
+
+def _cameras(tables: Any, sample: dict) -> dict[str, Camera]:
+    from pyquaternion import Quaternion
+
+    cameras = {}
+    for channel in CAMERAS:
+        reading = tables.get("sample_data", sample["data"][channel])
+        mount = tables.get("calibrated_sensor", reading["calibrated_sensor_token"])
+        cameras[channel] = Camera(
+            name=channel,
+            width=reading["width"],
+            height=reading["height"],
+            intrinsic=np.array(mount["camera_intrinsic"], float),
+            rotation=Quaternion(mount["rotation"]).rotation_matrix,
+            translation=np.array(mount["translation"], float),
+        )
+    return cameras
+
+
+def _as_written(scene: Scene, root: Path, extra: dict[str, dict]) -> Scene:
+    """A synthetic scene back in its own town, with what nuScenes has no place for."""
+    ours = extra["scenes"][scene.name]
+    town = extra["towns"][ours["town"]]
+    offset = np.array(town["offset"], float)
+    ground = load_map(root, scene.map.location, tuple(town["bounds"]))
+    names = {token: name for token, (name, _) in town["lanes"].items()}
+    lanes = {
+        names[token]: Lane(
+            token=names[token],
+            centre=lane.centre - np.append(offset, 0.0),
+            polygon=lane.polygon - offset,
+            after=tuple(names[t] for t in lane.after),
+            speed_mps=town["lanes"][token][1],
+            connector=lane.connector,
+        )
+        for token, lane in ground.lanes.items()
+    }
+    areas = ("crossings", "walkways", "dividers", "centre_lines", "stop_lines")
+    ground = replace(
+        ground,
+        lanes={name: lanes[name] for name in names.values()},
+        drivable=[[ring - offset for ring in rings] for rings in ground.drivable],
+        **{key: [ring - offset for ring in getattr(ground, key)] for key in areas},
+    )
+    scenery, tracks = ours["scenery"], scene.tracks
+    where = {token: i for i, token in enumerate(tracks.tokens)}
+    order = [where[token] for token in ours["tracks"] if token in where]
+    return replace(
+        scene,
+        map=ground,
+        ego=scene.ego - np.append(offset, 0.0),
+        tracks=Tracks(
+            tokens=tuple(ours["tracks"][tracks.tokens[i]] for i in order),
+            categories=tuple(tracks.categories[i] for i in order),
+            size=tracks.size[order],
+            pose=tracks.pose[order] - np.append(offset, 0.0),
+            z=tracks.z[order],
+            speed=tracks.speed[order],
+            valid=tracks.valid[order],
+        ),
+        route=np.array(ours["route"]),
+        scenery=Scenery(
+            buildings=np.reshape(scenery["buildings"], (-1, 6)).astype(float),
+            building_colours=np.reshape(scenery["building_colours"], (-1, 3)).astype(np.uint8),
+            trees=np.reshape(scenery["trees"], (-1, 4)).astype(float),
+            sun=scenery["sun"],
+            sky=tuple(scenery["sky"]),
+        ),
+        seed=ours["seed"],
+        scenario=ours["scenario"],
+    )

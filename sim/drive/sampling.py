@@ -1,0 +1,61 @@
+"""Logs read at other instants than they were written: poses, speeds and who was there."""
+
+from __future__ import annotations
+
+import numpy as np
+from vla_prune_sim.drive.geometry import wrap
+from vla_prune_sim.drive.scene import STEP_S, Tracks
+
+
+def speed_along(poses: np.ndarray, step_s: float = STEP_S) -> np.ndarray:
+    """``[..., T]`` m/s along the heading by central differences of poses ``[..., T, 3]``."""
+    if poses.shape[-2] < 2:
+        return np.zeros(poses.shape[:-1])
+    rate = np.gradient(poses[..., :2], step_s, axis=-2)
+    return rate[..., 0] * np.cos(poses[..., 2]) + rate[..., 1] * np.sin(poses[..., 2])
+
+
+def resample(
+    times: np.ndarray, poses: np.ndarray, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A track from boxes seen now and then.
+
+    Args:
+        times: ``[K]`` when it was seen, seconds.
+        poses: ``[K, 3]`` centre and heading.
+        at: ``[T]`` when it is asked for, seconds.
+
+    Returns:
+        Pose ``[T, 3]``, speed ``[T]`` and whether it was there ``[T]``.
+    """
+    heading = np.unwrap(poses[:, 2])
+    columns = (*poses[:, :2].T, heading)
+    pose = np.stack([np.interp(at, times, column) for column in columns], -1)
+    speed = np.zeros(len(at))
+    if len(times) > 1:
+        rate = np.gradient(poses[:, :2], times, axis=0)
+        along = rate[:, 0] * np.cos(heading) + rate[:, 1] * np.sin(heading)
+        speed = np.interp(at, times, along)
+    pose[:, 2] = wrap(pose[:, 2])
+    return pose, speed, (at >= times[0] - 1e-3) & (at <= times[-1] + 1e-3)
+
+
+def stack_tracks(
+    tokens: tuple[str, ...],
+    categories: list[str],
+    size: list[tuple[float, float, float]],
+    z: list[float],
+    moves: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    steps: int,
+) -> Tracks:
+    """Tracks from what `resample` gave for each; none at all is fine."""
+    pose, speed, valid = zip(*moves, strict=True) if moves else ((), (), ())
+    return Tracks(
+        tokens=tokens,
+        categories=tuple(categories),
+        size=np.reshape(size, (-1, 3)).astype(float),
+        pose=np.reshape(pose, (-1, steps, 3)).astype(float),
+        z=np.array(z, float),
+        speed=np.reshape(speed, (-1, steps)).astype(float),
+        valid=np.reshape(valid, (-1, steps)).astype(bool),
+    )
