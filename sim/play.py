@@ -37,6 +37,7 @@ class _Running:
     glimpse: Glimpse | None = None
     llm_ms: list[float] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
+    unpruned: int = 0  # calls in which nothing was cut, such as a recipe's dense warm-up
     frames: list[np.ndarray] = field(default_factory=list)
     shown: Observation | None = None
 
@@ -115,6 +116,7 @@ class Player:
         for run, chunk in zip(running, chunks, strict=True):
             run.llm_ms.append(_llm_ms(chunk))
             run.kept = {site: len(index) for site, index in chunk.kept.items()}
+            run.unpruned += not run.kept
             run.seat.advance(chunk.actions[: self.config.execute])
 
     def _result(self, run: _Running) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Player:
         }
         if run.llm_ms:
             calls = {"calls": len(run.llm_ms), "llm_ms": float(np.median(run.llm_ms))}
-            result |= calls | {"kept": run.kept}
+            result |= calls | {"unpruned_calls": run.unpruned, "kept": run.kept}
         return result
 
     def _adapter(self, suite: str) -> Any:

@@ -71,7 +71,7 @@ def _summary(
     if "driver" in first:
         return summary
     counts = [macs.of(r) for r in group]
-    ratios = [r["time_ratio"] for r in group if "time_ratio" in r]
+    ratios = [_mixed(r, r["time_ratio"], 1.0) for r in group if "time_ratio" in r]
     dense_ratio = 1.0 if first["recipe"] == "dense" else None
     return summary | {
         "tokens": float(np.mean([tokens for tokens, _ in counts])),
@@ -81,24 +81,31 @@ def _summary(
 
 
 class _Macs:
-    """Visual tokens kept and multiply-accumulates of the language model, per episode."""
+    """Visual tokens kept and multiply-accumulates of the language model, per policy call."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.adapters: dict[str, Any] = {}
 
-    def of(self, result: Mapping[str, Any]) -> tuple[int, float]:
+    def of(self, result: Mapping[str, Any]) -> tuple[float, float]:
         suite = result["suite"]
         if suite not in self.adapters:
             entry = self.config.suites[suite]
             name = entry.policy if isinstance(entry, SuiteConfig) else entry["policy"]
             self.adapters[suite] = build_adapter(name)
-        adapter = self.adapters[suite]
-        lengths = tokens_per_layer(
-            adapter.shape, adapter.layout.total, adapter.other_tokens, result["kept"]
-        )
-        tokens = min([adapter.layout.total, *result["kept"].values()])
-        return tokens, prefill_macs(adapter.shape, lengths)
+        pruned, dense = (self._call(self.adapters[suite], kept) for kept in (result["kept"], {}))
+        return tuple(_mixed(result, ours, full) for ours, full in zip(pruned, dense, strict=True))
+
+    def _call(self, adapter: Any, kept: Mapping[str, int]) -> tuple[int, float]:
+        total = adapter.layout.total
+        lengths = tokens_per_layer(adapter.shape, total, adapter.other_tokens, kept)
+        return min([total, *kept.values()]), prefill_macs(adapter.shape, lengths)
+
+
+def _mixed(result: Mapping[str, Any], pruned: float, dense: float) -> float:
+    """Mean over an episode's calls, of which some may have been dense (a recipe's warm-up)."""
+    share = result.get("unpruned_calls", 0) / result["calls"]
+    return share * dense + (1.0 - share) * pruned
 
 
 def _place(result: Mapping[str, Any]) -> tuple:

@@ -67,7 +67,9 @@ def test_cosine_distances(close):
 # --- max-min diversity -------------------------------------------------------------------------
 
 
-def literal_maxmin(features: Tensor, k: int, allowed: list[int]) -> list[int]:
+def literal_maxmin(
+    features: Tensor, k: int, allowed: list[int], seeds: tuple[int, ...] = ()
+) -> list[int]:
     """O(k^2) by its definition, one sample ``[N, D]``: every step re-reduces over all picks."""
     x = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     distance = (1.0 - x @ x.T).tolist()
@@ -75,7 +77,7 @@ def literal_maxmin(features: Tensor, k: int, allowed: list[int]) -> list[int]:
     def nearest(i: int, others: list[int]) -> float:
         return min((distance[i][j] for j in others if j != i), default=4.0)
 
-    picks = [max(allowed, key=lambda i: nearest(i, allowed))]
+    picks = list(seeds) or [max(allowed, key=lambda i: nearest(i, allowed))]
     while len(picks) < k:
         left = [i for i in allowed if i not in picks]
         picks.append(max(left, key=lambda i: nearest(i, picks)))
@@ -100,6 +102,18 @@ def test_maxmin_of_candidates_is_its_definition(seed, k):
         for sample, mask in zip(features, allowed, strict=True)
     ]
     assert maxmin(features, k, allowed).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("k", [3, 4, 8])
+def test_maxmin_from_seeds_is_its_definition(seed, k):
+    features, seeds = draw(3, 12, 6, seed=seed), draw(3, 12, seed=seed + 50).topk(3).indices
+    every = list(range(12))
+    expected = [
+        literal_maxmin(sample, k, every, tuple(row))
+        for sample, row in zip(features, seeds.tolist(), strict=True)
+    ]
+    assert maxmin(features, k, seeds=seeds).tolist() == expected
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 6])

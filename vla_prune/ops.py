@@ -43,7 +43,9 @@ def cosine_distances(features: Tensor) -> Tensor:
     return 1.0 - x @ x.transpose(1, 2)
 
 
-def maxmin(features: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
+def maxmin(
+    features: Tensor, k: int, allowed: Tensor | None = None, seeds: Tensor | None = None
+) -> Tensor:
     """Greedy max-min diversity: indices of ``k`` tokens that lie far apart, ascending.
 
     The first pick is the candidate whose nearest other candidate is farthest; every further pick
@@ -56,6 +58,8 @@ def maxmin(features: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         k: how many, at most the number of allowed tokens.
         allowed: ``[B, N]`` bool, the candidates; all when None. Disallowed tokens fill up only
             when fewer than ``k`` are allowed.
+        seeds: ``[B, m]`` int64, picks that stand beforehand, all different and ``0 < m <= k``; the
+            others are chosen far from them.
 
     Returns:
         ``[B, k]`` int64.
@@ -75,10 +79,12 @@ def maxmin(features: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         distance = distance.masked_fill(~allowed[:, None, :], -4.0)
     rows = distance.masked_fill(diagonal, -8.0).view(batch * n, n)
     base = torch.arange(batch, device=features.device) * n
-    pick = nearest.argmax(dim=-1) + base  # [B], rows of all samples counted through
-    picks = [pick]
-    closest = rows.index_select(0, pick)  # [B, N]
-    for _ in range(k - 1):
+    if seeds is None:
+        seeds = nearest.argmax(dim=-1, keepdim=True)
+    picks = [pick + base for pick in seeds.unbind(dim=1)]  # rows of all samples counted through
+    taken = rows.index_select(0, torch.cat(picks)).view(-1, batch, n)
+    closest = taken.amin(dim=0)  # [B, N]
+    for _ in range(k - len(picks)):
         pick = closest.argmax(dim=-1)
         pick = pick + base if batch > 1 else pick
         picks.append(pick)

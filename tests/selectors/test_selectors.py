@@ -11,6 +11,7 @@ from vla_prune.ops import maxmin
 from vla_prune.selectors import (
     MaxMinSelector,
     RankedUnionSelector,
+    SeededMaxMinSelector,
     TopKSelector,
     UnionMaxMinSelector,
 )
@@ -58,7 +59,9 @@ def test_the_set_moves_with_the_tokens(selector):
     assert kept(order[moved]) == kept(straight)
 
 
-@pytest.mark.parametrize("selector", [MaxMinSelector(), UnionMaxMinSelector()])
+@pytest.mark.parametrize(
+    "selector", [MaxMinSelector(), UnionMaxMinSelector(), SeededMaxMinSelector()]
+)
 @pytest.mark.parametrize("features", [torch.ones(2, N, 5), torch.zeros(2, N, 5)])
 def test_identical_features_do_not_loop(selector, features):
     scores = draw(min(selector.signals[1], 2), 2, N)
@@ -83,7 +86,9 @@ def test_union_of_signals_that_agree_is_their_topk():
     assert torch.equal(columns, TopKSelector().select(scores, view(), 8))
 
 
-@pytest.mark.parametrize("selector", [UnionMaxMinSelector(), RankedUnionSelector()])
+@pytest.mark.parametrize(
+    "selector", [UnionMaxMinSelector(), RankedUnionSelector(), SeededMaxMinSelector()]
+)
 @pytest.mark.parametrize("signal", [0, 1])
 @pytest.mark.parametrize("factor", [1e-4, 3.0, 1e4])
 def test_scaling_one_signal_changes_nothing(selector, signal: int, factor: float):
@@ -136,3 +141,36 @@ def test_ranked_union_watches_the_rest_of_the_view(k: int):
 def test_coverage_is_a_share(coverage: float):
     with pytest.raises(ConfigError, match=r"coverage -?\d\.1 is not in \[0, 1\]"):
         RankedUnionSelector(coverage)
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_seeded_maxmin_holds_the_best_of_every_signal(k: int):
+    scores = draw(2, 2, N)
+    columns = SeededMaxMinSelector(share=0.5).select(scores, view(), k)
+    for row in range(2):
+        assert kept(columns)[row] & {int(scores[s, row].argmax()) for s in range(2)}
+        for signal in range(2):
+            assert set(scores[signal, row].topk(k // 4).indices.tolist()) <= kept(columns)[row]
+
+
+def test_seeded_maxmin_with_all_of_the_budget_goes_by_score_alone():
+    scores = draw(1, 2, N)
+    columns = SeededMaxMinSelector(share=1.0).select(scores, view(), 8)
+    assert torch.equal(columns, TopKSelector().select(scores, view(), 8))
+
+
+def test_seeded_maxmin_finds_what_no_signal_prefers():
+    """One token is unlike all others and has the lowest score."""
+    features = torch.ones(2, N, 5) + 0.01 * draw(2, N, 5)
+    features[:, 7] = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0])
+    scores = torch.linspace(1.0, 0.5, N).expand(1, 2, N).clone()
+    scores[..., 7] = 0.0
+    columns = SeededMaxMinSelector().select(scores, view(features), 4)
+    assert all(7 in row for row in kept(columns))
+    assert all(0 in row for row in kept(columns))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_the_seeds_are_a_share(share: float):
+    with pytest.raises(ConfigError, match=r"share -?\d\.1 is not in \[0, 1\]"):
+        SeededMaxMinSelector(share)

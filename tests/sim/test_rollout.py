@@ -138,6 +138,17 @@ def test_time_is_compared_within_an_episode(config: rollout.RunConfig) -> None:
     assert rows[("dense", "none")] == rows[("dense", "black")] == 1.0
 
 
+def test_a_dense_warm_up_counts_as_dense(config: rollout.RunConfig) -> None:
+    rows = [{"recipe": "dense"}, {"recipe": "vla_pruner", "keep_ratio": 0.25}]
+    results = rollout.run(replace(config, rows=rows))
+    warm = next(r for r in results if r["recipe"] == "vla_pruner")
+    assert (warm["calls"], warm["unpruned_calls"]) == (4, 3)
+    pruned = table.rows(config, results)[1]
+    assert pruned["tokens"] == pytest.approx((3 * 16 + 1 * 4) / 4)
+    quick = [r | {"time_ratio": 0.2} if r["recipe"] == "vla_pruner" else r for r in results]
+    assert table.rows(config, quick)[1]["time_ratio"] == pytest.approx((3 + 0.2) / 4)
+
+
 def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
     folder = Path(config.work)
     folder.mkdir()

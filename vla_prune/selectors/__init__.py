@@ -3,12 +3,14 @@
 from vla_prune.selectors.base import Selector
 from vla_prune.selectors.maxmin import MaxMinSelector
 from vla_prune.selectors.ranked_union import RankedUnionSelector
+from vla_prune.selectors.seeded_maxmin import SeededMaxMinSelector
 from vla_prune.selectors.topk import TopKSelector
 from vla_prune.selectors.union_maxmin import UnionMaxMinSelector
 
 SELECTORS = {
     "maxmin": MaxMinSelector,
     "ranked_union": RankedUnionSelector,
+    "seeded_maxmin": SeededMaxMinSelector,
     "topk": TopKSelector,
     "union_maxmin": UnionMaxMinSelector,
 }
