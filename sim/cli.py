@@ -18,6 +18,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(run)
     app.command()(demo)
+    worlds = typer.Typer(help="Synthetic driving worlds.", no_args_is_help=True)
+    worlds.command()(make)
+    app.add_typer(worlds, name="world")
 
 
 def run(
@@ -78,3 +81,18 @@ def demo(
         highlight=False,
     )
     emit(document, as_json)
+
+
+def make(
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    scenes: Annotated[int, typer.Option(help="How many drives of twenty seconds.")] = 4,
+    seed: Annotated[int, typer.Option(help="Another seed, other towns.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Write a nuScenes root of synthetic towns, with maps, tables and pictures."""
+    from vla_prune_sim.drive.make_world import make_root
+
+    with progress("scenes") as update:
+        make_root(folder, scenes, seed, lambda number: update((number - 1) / scenes))
+    out.print(f"{scenes} scenes in {folder}", highlight=False)
+    emit({"root": str(folder), "scenes": scenes, "seed": seed, "synthetic": True}, as_json)

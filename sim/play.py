@@ -57,7 +57,7 @@ class Player:
         self.frames = Path(config.work) / "frames"
         self.keep_frames = keep_frames
         kind = LocalSeat if seats == 1 else ProcessSeat
-        self.seats: list[Seat] = [kind(world, config.options) for _ in range(seats)]
+        self.seats: list[Seat] = [kind(world, config.sim) for _ in range(seats)]
         self.adapters: dict[str, Any] = {}
 
     def play(self, episodes: Sequence[Episode]) -> Iterator[dict[str, Any]]:

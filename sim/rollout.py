@@ -23,7 +23,10 @@ from typing import Any
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
 
 CONTROLS = ("none", "black", "other_images", "wrong_instruction")
-WORLDS = {"libero": "vla_prune_sim.libero.world:LiberoWorld"}
+WORLDS = {
+    "drive": "vla_prune_sim.drive.world:DriveWorld",
+    "libero": "vla_prune_sim.libero.world:LiberoWorld",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class RunConfig:
         batch: environments, one process each, that one policy serves in one forward pass; 0 for
             one on a CPU and one per core (at most 16) on CUDA.
         threads: torch threads in each worker.
-        options: handed to the world, such as image size and look.
+        sim: handed to the world, such as image size and look.
     """
 
     world: str
@@ -92,7 +95,7 @@ class RunConfig:
     workers: int = 0
     batch: int = 0
     threads: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
+    sim: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

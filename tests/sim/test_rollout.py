@@ -93,7 +93,7 @@ def test_rows_pair_with_dense_and_count_tokens(config: rollout.RunConfig) -> Non
 
 
 def test_a_broken_simulator_ends_the_run_and_loses_nothing(config: rollout.RunConfig) -> None:
-    broken = replace(config, options={"fail_at": [2, 6]})
+    broken = replace(config, sim={"fail_at": [2, 6]})
     with pytest.raises(RuntimeError, match="the simulator broke"):
         rollout.run(broken)
     finished = rollout.read_lines(Path(config.work) / "episodes.jsonl")
@@ -121,7 +121,7 @@ def test_a_batch_of_environments_gives_what_single_ones_give(
 
 def test_what_breaks_in_an_environments_process_is_told(config: rollout.RunConfig) -> None:
     with pytest.raises(RuntimeError, match="the simulator broke"):
-        rollout.run(replace(config, batch=2, options={"fail_at": [2, 6]}))
+        rollout.run(replace(config, batch=2, sim={"fail_at": [2, 6]}))
 
 
 def test_time_is_compared_within_an_episode(config: rollout.RunConfig) -> None:

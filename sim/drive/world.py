@@ -1,0 +1,120 @@
+"""Driving for the rollout harness: task ``i`` is the ``i``-th scene of a root.
+
+Knows no policy.
+
+    >>> episodes = DriveWorld(root="runs/world").open("drive", 3)  # doctest: +SKIP
+    >>> observation = episodes.start(state=0, seed=0)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vla_prune_sim.drive import drivers
+from vla_prune_sim.drive.env import INSTRUCTION, DriveEnv, as_observation
+from vla_prune_sim.drive.make_world import ensure_root
+from vla_prune_sim.drive.score import feasible_m, score
+from vla_prune_sim.drive.simulation import drive
+
+from vla_prune.errors import ConfigError
+from vla_prune.types import Observation
+
+
+class DriveWorld:
+    """Opens scenes.
+
+    Args:
+        root: a nuScenes root, real or synthetic, or a folder of ScenarioNet pickles. None makes a
+            synthetic one, once.
+        scenes: how many that one has.
+        seed: of that one.
+        folder: where that one is kept.
+        options: of `DriveEnv`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        scenes: int = 4,
+        seed: int = 7,
+        folder: str = "runs/worlds",
+        **options: Any,
+    ) -> None:
+        self.root = root or str(ensure_root(Path(folder), scenes, seed))
+        self.options = options
+
+    def open(self, suite: str, task: int) -> DriveEpisodes:
+        """One scene, ready to be driven."""
+        return DriveEpisodes(self.root, task, self.options)
+
+
+class DriveEpisodes:
+    """Drives of one scene, one after the other.
+
+    Attributes:
+        instructions: the only one.
+        assets: what the root calls itself.
+        over: whether the drive has ended.
+        outcome: ``score`` and its parts, once it has ended.
+        steps: of 0.1 s so far.
+    """
+
+    instructions = (INSTRUCTION,)
+
+    def __init__(self, root: str, task: int, options: dict[str, Any]) -> None:
+        self.env = DriveEnv(root, lazy_images=True, **options)
+        names = self.env.world.names
+        if not 0 <= task < len(names):
+            raise ConfigError(
+                f"run: {root} has {len(names)} scenes, so there is no task {task}; choose 0 to "
+                f"{len(names) - 1}."
+            )
+        self.name, self.assets = names[task], self.env.world.label
+        self.over, self.outcome, self.steps = True, {}, 0
+        self._driver: drivers.Driver | None = None
+
+    def start(self, state: int, seed: int) -> Observation:
+        """Begin the drive; a scene has one start, so ``state`` and ``seed`` only name it."""
+        obs, _ = self.env.reset(seed=seed, options={"scene": self.name})
+        self.over, self.outcome, self.steps, self._driver = False, {}, 0, None
+        return as_observation(obs)
+
+    def advance(self, actions: np.ndarray) -> Observation:
+        """Follow a policy's ``[6, 2]`` steps, see `steps_of`."""
+        return self._follow(np.cumsum(actions, axis=0))
+
+    def _follow(self, plan: np.ndarray) -> Observation:
+        obs, _, terminated, truncated, _ = self.env.step(plan)
+        simulation = self.env.simulation
+        self.steps = len(simulation.record.bodies)
+        if terminated or truncated:
+            self.over = True
+            self.outcome = score(simulation, _feasible(self.env.world, self.name, self.env.agents))
+            return as_observation(obs)
+        return as_observation(self.env.observe())
+
+    def guide(self, driver: str) -> Observation:
+        """Follow a reference driver's plan."""
+        if self._driver is None:
+            self._driver = drivers.make(driver)
+        return self._follow(self._driver.plan(self.env.simulation.situation()))
+
+    def close(self) -> None:
+        """Free the pictures."""
+        self.env.close()
+
+
+def steps_of(plan: np.ndarray) -> np.ndarray:
+    """A plan ``[6, 2]`` as what a policy says: the way of each half second, not the places.
+
+    Steps are of one size, so that a policy's near future is as exact as its far one.
+    """
+    return np.diff(plan, axis=0, prepend=np.zeros((1, 2)))
+
+
+@lru_cache(maxsize=4)
+def _feasible(world: Any, name: str, agents: str) -> float:
+    return feasible_m(drive(world.load(name), drivers.RuleExpert(), agents))
