@@ -92,8 +92,9 @@ class Polyline:
         xy = np.asarray(xy, float)
         low, high = 0, len(self._step)
         if near is not None:
-            low = max(0, int(np.searchsorted(self.at, near - 30.0)) - 1)
-            high = min(high, max(low + 1, int(np.searchsorted(self.at, near + 30.0))))
+            # At least one segment, also for places beyond the ends.
+            low = min(max(0, int(np.searchsorted(self.at, near - 30.0)) - 1), high - 1)
+            high = min(max(low + 1, int(np.searchsorted(self.at, near + 30.0))), high)
         start, way, step = (v[low:high] for v in (self.points, self._direction, self._step))
         away = xy[..., None, :] - start  # [..., P, 2]
         along = (away * way).sum(-1)
@@ -101,9 +102,12 @@ class Polyline:
         gap = np.linalg.norm(away - inside[..., None] * way, axis=-1)
         best = gap.argmin(-1)
         pick = lambda v: np.take_along_axis(v, best[..., None], -1)[..., 0]  # noqa: E731
-        # Beyond the ends the first and last segment go on straight.
-        free = np.where(best == 0, np.minimum(pick(along), step[best]), pick(inside))
-        free = np.where(best == len(step) - 1, np.maximum(pick(along), free), free)
+        # Beyond the path's ends the first and last segment go on straight.
+        free, straight = pick(inside), pick(along)
+        if low == 0:
+            free = np.where(best == 0, np.minimum(straight, step[0]), free)
+        if high == len(self._step):
+            free = np.where(best == len(step) - 1, np.maximum(straight, free), free)
         cross = way[best, 0] * pick(away[..., 1]) - way[best, 1] * pick(away[..., 0])
         return self.at[low:high][best] + free, cross
 
