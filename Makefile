@@ -27,7 +27,7 @@ lint: env
 	$(BIN)/ruff check .
 
 test: env libero lint
-	VLA_PRUNE_LIBERO_ASSETS="$(ASSETS)" $(BIN)/pytest
+	VLA_PRUNE_LIBERO_ASSETS="$(ASSETS)" OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 demo: env $(if $(ASSETS),libero)
 	VLA_PRUNE_LIBERO_ASSETS="$(ASSETS)" $(BIN)/vla-prune demo

@@ -40,8 +40,8 @@ def film(config: RunConfig, world: str, episode: Episode) -> list[np.ndarray]:
         world: ``module:Class`` of the simulator.
         episode: an entry with a recipe and no control.
     """
-    row, entry = episode.row, config.suites[episode.suite]
-    adapter = build_adapter(entry["policy"] if isinstance(entry, dict) else entry.policy)
+    row = episode.row
+    adapter = build_adapter(config.suites[episode.suite].policy)
     keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
     pruner = build_recipe(row.recipe, keep, cut_layer=config.cut_layer)
     seat, frames = LocalSeat(world, config.sim), []

@@ -145,10 +145,7 @@ class Player:
 
     def _adapter(self, suite: str) -> Any:
         if suite not in self.adapters:
-            entry = self.config.suites[suite]
-            self.adapters[suite] = build_adapter(
-                entry["policy"] if isinstance(entry, dict) else entry.policy
-            )
+            self.adapters[suite] = build_adapter(self.config.suites[suite].policy)
         return self.adapters[suite]
 
     def _disguise(

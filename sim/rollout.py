@@ -20,6 +20,9 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from vla_prune_sim.spans import numbers
+
+from vla_prune.config import check_keys
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
 
 CONTROLS = ("none", "black", "other_images", "wrong_instruction")
@@ -56,11 +59,22 @@ class Row:
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """One suite and the policy that serves it."""
+    """One suite and the policy that serves it.
+
+    Attributes:
+        policy: a policy config.
+        tasks: numbers, or a text such as ``0-9,12``.
+        states: initial states, likewise.
+    """
 
     policy: str
-    tasks: list[int]
-    states: list[int]
+    tasks: Any
+    states: Any
+
+    def __post_init__(self) -> None:
+        """Spell texts out."""
+        for name in ("tasks", "states"):
+            object.__setattr__(self, name, numbers(getattr(self, name), f"run: {name}"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,8 @@ class RunConfig:
     Attributes:
         world: simulator, a key of ``WORLDS`` or ``module:Class``.
         suites: suite name -> policy, tasks and states.
-        rows: what is compared; the first must be dense, the reference of every pair.
+        rows: what is compared; the first must be dense, the reference of every pair. Suites and
+            rows may be given as mappings.
         results: JSON file to write.
         work: folder for the episode lines; a run resumes from it.
         cut_layer: moves the recipes' decoder cuts, for decoders of another depth.
@@ -97,6 +112,26 @@ class RunConfig:
     threads: int = 1
     sim: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Make objects of suites and rows; refuse what cannot be run."""
+        suites = {
+            name: _made(f"run: suites.{name}", SuiteConfig, data)
+            for name, data in self.suites.items()
+        }
+        rows = [_made(f"run: rows[{i}]", Row, data) for i, data in enumerate(self.rows)]
+        object.__setattr__(self, "suites", suites)
+        object.__setattr__(self, "rows", rows)
+        for row in rows:
+            if row.control not in CONTROLS:
+                raise did_you_mean("run: rows", "control", row.control, CONTROLS)
+            if bool(row.recipe) == bool(row.driver):
+                raise ConfigError(
+                    f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
+                    "driver; give one of them."
+                )
+        if not rows or rows[0] != Row("dense", states=rows[0].states):
+            raise ConfigError("run: the first row must be dense; every other is paired with it.")
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -118,27 +153,24 @@ class Episode:
 
 def episodes(config: RunConfig) -> list[Episode]:
     """All entries of the table, dense first."""
-    rows = [row if isinstance(row, Row) else Row(**row) for row in config.rows]
-    for row in rows:
-        if row.control not in CONTROLS:
-            raise did_you_mean("run: rows", "control", row.control, CONTROLS)
-        if bool(row.recipe) == bool(row.driver):
-            raise ConfigError(
-                f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
-                "driver; give one of them."
-            )
-    if not rows or rows[0] != Row("dense", states=rows[0].states):
-        raise ConfigError("run: the first row must be dense; every other is paired with it.")
     made = []
-    for row in rows:
-        for suite, data in config.suites.items():
-            entry = data if isinstance(data, SuiteConfig) else SuiteConfig(**data)
-            for task in entry.tasks:
-                states = entry.states[: row.states] if row.states else entry.states
-                made += [
-                    Episode(suite, task, state, replace(row, states=None)) for state in states
-                ]
+    for row in config.rows:
+        for suite, entry in config.suites.items():
+            states = entry.states[: row.states] if row.states else entry.states
+            made += [
+                Episode(suite, task, state, replace(row, states=None))
+                for task in entry.tasks
+                for state in states
+            ]
     return made
+
+
+def _made(where: str, cls: type, data: Any) -> Any:
+    """An object from a mapping, or as it is."""
+    if isinstance(data, cls):
+        return data
+    check_keys(where, cls, data)
+    return cls(**data)
 
 
 def world_path(world: str) -> str:

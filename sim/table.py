@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vla_prune_sim.rollout import RunConfig, SuiteConfig
+from vla_prune_sim.rollout import RunConfig
 
 from vla_prune import report
 from vla_prune.build import build_adapter
@@ -90,9 +90,7 @@ class _Macs:
     def of(self, result: Mapping[str, Any]) -> tuple[float, float]:
         suite = result["suite"]
         if suite not in self.adapters:
-            entry = self.config.suites[suite]
-            name = entry.policy if isinstance(entry, SuiteConfig) else entry["policy"]
-            self.adapters[suite] = build_adapter(name)
+            self.adapters[suite] = build_adapter(self.config.suites[suite].policy)
         pruned, dense = (self._call(self.adapters[suite], kept) for kept in (result["kept"], {}))
         return tuple(_mixed(result, ours, full) for ours, full in zip(pruned, dense, strict=True))
 

@@ -22,6 +22,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+from vla_prune_sim.spans import numbers
 
 from vla_prune.errors import VlaPruneError
 
@@ -309,18 +310,16 @@ def measure(
     }
 
 
-def numbers(text: str) -> list[int]:
-    """``"30-31,41"`` as ``[30, 31, 41]``."""
-    spans = [part.split("-") for part in text.split(",")]
-    return [i for span in spans for i in range(int(span[0]), int(span[-1]) + 1)]
+def _numbers(text: str) -> list[int]:
+    return numbers(text, "expert")
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=sorted(GOALS), required=True)
-    parser.add_argument("--states", type=numbers, default=[30], help="such as 30-31,41")
-    parser.add_argument("--tasks", type=numbers, default=list(range(10)), help="default: all ten")
+    parser.add_argument("--states", type=_numbers, default=[30], help="such as 30-31,41")
+    parser.add_argument("--tasks", type=_numbers, default=list(range(10)), help="default: all ten")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
-from vla_prune_sim.libero.expert import GOALS, Expert, main, numbers, solve
+from vla_prune_sim.libero.expert import GOALS, Expert, main, solve
+from vla_prune_sim.spans import numbers
 
 from vla_prune.errors import MissingError
 
 
 def test_states_are_given_as_spans():
-    assert numbers("30-31,41") == [30, 31, 41]
+    assert numbers("30-31,41", "expert") == [30, 31, 41]
 
 
 @pytest.mark.libero

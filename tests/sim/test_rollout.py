@@ -149,6 +149,12 @@ def test_a_dense_warm_up_counts_as_dense(config: rollout.RunConfig) -> None:
     assert table.rows(config, quick)[1]["time_ratio"] == pytest.approx((3 + 0.2) / 4)
 
 
+def test_tasks_and_states_can_be_spans(config: rollout.RunConfig) -> None:
+    suite = {"policy": "p", "tasks": "0,2-3", "states": 5}
+    spans = replace(config, suites={"tiny": suite}, rows=[{"recipe": "dense"}])
+    assert [(e.task, e.state) for e in rollout.episodes(spans)] == [(0, 5), (2, 5), (3, 5)]
+
+
 def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
     folder = Path(config.work)
     folder.mkdir()
@@ -158,13 +164,17 @@ def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
 
 def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
     with pytest.raises(ConfigError, match="the first row must be dense"):
-        rollout.run(replace(config, rows=[{"recipe": "blind"}]))
+        replace(config, rows=[{"recipe": "blind"}])
     with pytest.raises(ConfigError, match="control 'blak' is unknown; did you mean 'black'"):
-        rollout.run(
-            replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
-        )
+        replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
     with pytest.raises(ConfigError, match="names neither a recipe and a driver"):
-        rollout.run(replace(config, rows=[{"recipe": "dense"}, {"keep_ratio": 0.5}]))
+        replace(config, rows=[{"recipe": "dense"}, {"keep_ratio": 0.5}])
+    with pytest.raises(ConfigError, match="field 'keep_rato' is unknown; did you mean 'keep_ratio'"):
+        replace(config, rows=[{"recipe": "dense", "keep_rato": 0.5}])
+    with pytest.raises(ConfigError, match=r"suites.tiny: field 'policy' is missing"):
+        replace(config, suites={"tiny": {"tasks": [0], "states": [5]}})
+    with pytest.raises(ConfigError, match="tasks: '0 to 9' is no list of numbers"):
+        replace(config, suites={"tiny": {"policy": "p", "tasks": "0 to 9", "states": [5]}})
     with pytest.raises(ConfigError, match="did you mean 'tiny:0:5:dense:1'"):
         rollout.run(config, only=["tiny:0:5:dens:1"])
     with pytest.raises(ConfigError, match="world 'libro' is unknown; did you mean 'libero'"):
