@@ -18,10 +18,11 @@ from vla_prune.errors import did_you_mean
 
 MODES = ("log", "idm")
 PER_M, PER_MPS, CATCH_UP = 0.4, 1.3, 2.0  # how a vehicle gets back to its log in time
-LOOK_M, LOOK_STEP_M = 48.0, 2.0
+LOOK_M = 48.0
+LOOK_AT = np.arange(2.0, LOOK_M, 2.0)
 EXTRA_M = 60.0  # paths go on this far beyond their log
 MOVES_M = 2.0  # a vehicle that never gets this far is parked
-CIRCLES = 3  # a box is this many circles in a row
+CIRCLES = np.array([-0.5, 0.0, 0.5])  # a box is three circles in a row
 GAP_M, HEADWAY_S, ACCEL, BRAKE = 1.0, 1.5, 1.0, 2.0
 HARDEST = -6.0
 
@@ -173,32 +174,40 @@ class Traffic:
         """Free way ahead of each driven vehicle, metres, and the speed at which it shrinks."""
         size = np.concatenate([self.tracks.size[:, :2], [[EGO_LENGTH, EGO_WIDTH]]])
         pose = np.concatenate([others.pose, ego[None]])
-        speed = np.append(others.speed, ego_speed)
-        present = np.append(others.present, True)
-        ahead = np.arange(LOOK_STEP_M, LOOK_M, LOOK_STEP_M)
-        points = self._poses(self._s[:, None] + ahead)  # [M, K, 3]
-        shift = (np.arange(CIRCLES) / (CIRCLES - 1) - 0.5) * (size[:, :1] - size[:, 1:])
-        way = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], -1)
-        centres = pose[:, None, :2] + shift[..., None] * way[:, None]  # [N, C, 2]
-        flat = centres.reshape(-1, 2)
-        away2 = (points[..., None, 0] - flat[:, 0]) ** 2 + (
-            points[..., None, 1] - flat[:, 1]
-        ) ** 2  # [M, K, N * C]
-        reach = (self.tracks.size[self._index, 1][:, None] + size[:, 1]) / 2 - 0.1  # [M, N]
-        reach = np.repeat(reach, CIRCLES, axis=1)[:, None]
-        hit = (away2 < reach**2).reshape(*away2.shape[:2], len(pose), CIRCLES).any(-1)
-        hit &= present
-        hit[np.arange(len(self._index)), :, self._index] = False
-        blocked = hit.any(-1)  # [M, K]
-        first = blocked.argmax(-1)
-        rows = np.arange(len(first))
-        who = hit[rows, first].argmax(-1)
-        found = blocked.any(-1)
+        speed, present = np.append(others.speed, ego_speed), np.append(others.present, True)
+        mine, whose = self._in_reach(pose, present)
+        # Every place ahead [P, K] against the circles [P, C] of who could be there.
+        points = self._poses(self._s[:, None] + LOOK_AT)
+        shift = CIRCLES * (size[:, :1] - size[:, 1:])
+        cos, sin = np.cos(pose[:, 2:]), np.sin(pose[:, 2:])
+        x, y = pose[:, :1] + shift * cos, pose[:, 1:2] + shift * sin
+        reach = (self.tracks.size[self._index[mine], 1] + size[whose, 1]) / 2 - 0.1
+        px, py, limit = (v.astype(np.float32) for v in (points[..., 0], points[..., 1], reach**2))
+        hit = np.zeros((len(mine), len(LOOK_AT)), bool)
+        for cx, cy in zip(x.T.astype(np.float32), y.T.astype(np.float32), strict=True):
+            dx, dy = px[mine] - cx[whose, None], py[mine] - cy[whose, None]
+            hit |= dx * dx + dy * dy < limit[:, None]
+        hits = hit.any(-1)
+        pair, first = np.flatnonzero(hits), hit[hits].argmax(-1)
+        m, who = mine[pair], whose[pair]
         # From bumper to where its circles begin.
-        gap = ahead[first] - self.tracks.size[self._index, 0] / 2 - size[who, 1] / 2
-        along = np.cos(pose[who, 2] - points[rows, first, 2]) * speed[who]
-        gap = np.where(found, np.maximum(gap, 0.05), np.inf)
-        return gap, np.where(found, self._v - along, 0.0)
+        way = LOOK_AT[first] - self.tracks.size[self._index[m], 0] / 2 - size[who, 1] / 2
+        along = np.cos(pose[who, 2] - points[m, first, 2]) * speed[who]
+        gap, closing = np.full(len(self._index), np.inf), np.zeros(len(self._index))
+        # The nearest is written last.
+        for i in np.argsort(-way):
+            gap[m[i]], closing[m[i]] = max(way[i], 0.05), self._v[m[i]] - along[i]
+        return gap, closing
+
+    def _in_reach(self, pose: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of a driven vehicle and someone who may be ahead of it."""
+        own = pose[self._index]
+        dx = pose[None, :, 0] - own[:, 0, None]
+        dy = pose[None, :, 1] - own[:, 1, None]
+        ahead = dx * np.cos(own[:, 2, None]) + dy * np.sin(own[:, 2, None])
+        near = (dx * dx + dy * dy < (LOOK_M + 8.0) ** 2) & (ahead > -8.0) & present
+        near[np.arange(len(own)), self._index] = False
+        return np.nonzero(near)
 
     def _appear(self, ego: np.ndarray) -> None:
         """Those whose log begins now, unless the ego stands there; at their path's end they go."""
