@@ -18,6 +18,7 @@ ADAPTERS = {
     "bare_decoder": "vla_prune.adapters.bare:build",
     "openvla": "vla_prune.adapters.openvla:build",
     "pi0": "vla_prune.adapters.pi0:build",
+    "qwen2_5_vl": "vla_prune.adapters.qwen_vl:build",
 }
 
 

@@ -25,6 +25,18 @@ class ShapeError(VlaPruneError):
     """An array has the wrong shape, dtype or contents."""
 
 
+class ActionError(VlaPruneError):
+    """What a policy said is no action.
+
+    Attributes:
+        rows: which observations of the call it was said to; the others' actions were fine.
+    """
+
+    def __init__(self, message: str, rows: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
 class CheckpointError(VlaPruneError):
     """Weights do not fit the model."""
 

@@ -18,7 +18,7 @@ import torch
 
 from vla_prune.adapters.base import Adapter
 from vla_prune.clock import StageClock
-from vla_prune.errors import ShapeError, UnsupportedError
+from vla_prune.errors import ActionError, ShapeError, UnsupportedError
 from vla_prune.pruner import Pruner
 from vla_prune.types import ActionChunk, Observation, PolicyState
 
@@ -57,6 +57,8 @@ class VLAPolicy:
         Raises:
             ShapeError: lists of different length, one state twice, bad images, or scores not
                 finite; states are then as they were before the call.
+            ActionError: some observations got no action (``rows`` says which); likewise. Calling
+                again without them gives the others theirs.
         """
         if len(observations) != len(states):
             raise ShapeError(
@@ -74,7 +76,12 @@ class VLAPolicy:
         for dense in (True, False):
             group = [i for i, cold in enumerate(warming) if cold == dense]
             if group:
-                made = self._run([observations[i] for i in group], [fresh[i][0] for i in group])
+                try:
+                    made = self._run(
+                        [observations[i] for i in group], [fresh[i][0] for i in group]
+                    )
+                except ActionError as error:
+                    raise ActionError(str(error), [group[row] for row in error.rows]) from error
                 for i, chunk in zip(group, made, strict=True):
                     chunks[i] = replace(chunk, notes=fresh[i][1])
         for state, (new, _) in zip(states, fresh, strict=True):

@@ -169,7 +169,7 @@ class PruneCall:
         self._seen: tuple[Tensor, Tensor] | None = (
             None  # action attention sum [B, N], grid index [B, N]
         )
-        self._rows = 0
+        self._rows: int | Tensor = 0
         self._finite: list[tuple[str, Tensor]] = []
 
     @property
@@ -203,12 +203,12 @@ class PruneCall:
         where = index[:, None, :].expand(-1, values.shape[1], -1)
         return History(values.gather(2, where), observed.gather(2, where))
 
-    def record_actions(self, total: Tensor, rows: int, index: Tensor) -> None:
+    def record_actions(self, total: Tensor, rows: int | Tensor, index: Tensor) -> None:
         """Add what ``rows`` action rows looked at.
 
         Args:
             total: ``[B, N]`` attention of the rows, summed, mean over heads.
-            rows: how many rows were summed.
+            rows: how many rows were summed, a number or ``[B, 1]``; at least one over all calls.
             index: ``[B, N]`` grid indices of the columns.
         """
         self._seen = (total if self._seen is None else self._seen[0] + total, index)

@@ -24,12 +24,17 @@ from transformers import (
     LlamaModel,
     PI0Config,
     PI0ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.models import tiny
 from vla_prune.adapters.bare import BareDecoderAdapter
 from vla_prune.adapters.openvla import OpenVLAAdapter
 from vla_prune.adapters.pi0 import Pi0Adapter
+from vla_prune.adapters.qwen_prompt import HashedWords
+from vla_prune.adapters.qwen_vl import QwenVLAdapter
 from vla_prune.models import OpenVLA, OpenVLAConfig
 from vla_prune.policy import attach
 from vla_prune.pruner import PruneCall, Pruner
@@ -67,7 +72,7 @@ class Host(Protocol):
         adapter: what is tested.
         decoder: the module whose layers are cut; has ``layers``, ``norm`` and ``config``.
         configs: all configs that an attached adapter touches.
-        start: place of the first visual token.
+        start: place of the first visual token; with ``places`` where they are not contiguous.
         valid: ``[samples, S]`` bool over the uncut sequence, False for padding.
         prompt: where the text is in the uncut sequence.
     """
@@ -426,6 +431,152 @@ def tiny_pi0_config(attention: str) -> PI0Config:
     )
 
 
+class QwenHost:
+    """Qwen2.5-VL: text between the images, three rotary positions, greedy text.
+
+    Greedy tokens would hide small errors, so its output is the logits of every pass.
+    """
+
+    def __init__(self, cameras: tuple[str, ...] = ("front",), padded: bool = False) -> None:
+        torch.manual_seed(0)
+        model = Qwen2_5_VLForConditionalGeneration(tiny_qwen_config("sdpa")).eval()
+        with torch.no_grad():  # biases and norms start trivial, and would hide a wrong mask
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.generation_config.eos_token_id = None
+        self.model = model
+        self.decoder = model.model.language_model
+        self.configs = [self.decoder.config]
+        self.adapter = QwenVLAdapter(
+            model,
+            HashedWords(QWEN_IMAGE),
+            tiny_qwen_processor(),
+            cameras,
+            image_size=(24, 32),
+            state=("speed",),
+            question="<image> and ".join([""] * len(cameras)) + "<image> {status} {instruction}",
+            max_new_tokens=3,
+        )
+        prompts = PADDED if padded else EQUAL
+        self.observations = [
+            replace(observation(n, cameras, prompts[n], 24), state=np.array([5.25 + n]))
+            for n in range(3)
+        ]
+        self.places = self.adapter.prompt.places
+        self.start = self.places[0]
+        self.valid = self.adapter.prepare(self.observations).attention_mask
+        self.prompt = slice(self.places[-1] + 1, self.valid.shape[1])
+        self.eager = Qwen2_5_VLForConditionalGeneration(tiny_qwen_config("eager")).eval()
+        self.eager.load_state_dict(model.state_dict())
+
+    def act(self, call: PruneCall, rows: Sequence[int]) -> Tensor:
+        inputs = self.adapter.prepare([self.observations[row] for row in rows])
+        return self._logits(lambda: self.adapter.run(inputs, call))
+
+    @torch.inference_mode()
+    def plain(self, rows: Sequence[int]) -> Tensor:
+        inputs = self.adapter.prepare([self.observations[row] for row in rows])
+        steps = self.adapter.max_new_tokens
+        return self._logits(
+            lambda: self.model.generate(**vars(inputs), do_sample=False, max_new_tokens=steps)
+        )
+
+    @torch.inference_mode()
+    def reference(self, rows: Sequence[int], kept: Mapping[str, Tensor]) -> Reference:
+        """Sample by sample, without padding or cache."""
+        outputs, hidden, maps, actions = [], [], [], []
+        for n, row in enumerate(rows):
+            alone = self._alone(row, {site: index[n : n + 1] for site, index in kept.items()})
+            at = F.one_hot(self.valid[row].nonzero()[:, 0], self.valid.shape[1]).float()
+            outputs.append(alone.output)
+            hidden.append(at.T @ alone.hidden)
+            maps.append([at.T @ one @ at for one in alone.maps])
+            actions.append([one @ at for one in alone.actions])
+        return Reference(
+            torch.cat(outputs),
+            torch.cat(hidden),
+            [torch.cat(layer) for layer in zip(*maps, strict=True)],
+            [torch.cat(layer) for layer in zip(*actions, strict=True)],
+        )
+
+    def _alone(self, row: int, kept: Mapping[str, Tensor]) -> Reference:
+        model, decoder = self.eager, self.eager.model.language_model
+        inputs = self.adapter.prepare([self.observations[row]])
+        x = decoder.embed_tokens(inputs.input_ids)
+        features = model.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw)
+        x[0, self.places] = features.pooler_output
+        prefix, places, outputs, first = x.shape[1], self._positions(x.shape[1]), [], None
+        for _ in range(self.adapter.max_new_tokens):
+            sees = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            hidden, maps = _masked_layers(self, decoder, x, places, sees, kept)
+            first = hidden if first is None else first
+            outputs.append(model.lm_head(hidden[:, -1:]))
+            x = torch.cat([x, decoder.embed_tokens(outputs[-1].argmax(-1))], dim=1)
+            places = torch.cat([places, places[..., -1:] + 1], dim=2)
+        actions = [one.mean(1)[:, prefix - 1 :, :prefix] for one in maps]
+        maps = [one[..., :prefix, :prefix] for one in maps]
+        return Reference(torch.cat(outputs, dim=1), first, maps, actions)
+
+    def _positions(self, length: int) -> Tensor:
+        """``[3, 1, length]``: an image stands at one time and takes up its longer side."""
+        grids = {}
+        for view, at in zip(self.adapter.layout.views, self._firsts(), strict=True):
+            grids[at] = view
+        positions, now, place = [], 0, 0
+        while place < length:
+            view = grids.get(place)
+            if view is None:
+                positions.append((now, now, now))
+                now, place = now + 1, place + 1
+                continue
+            for r in range(view.rows):
+                positions += [(now, now + r, now + c) for c in range(view.cols)]
+            now, place = now + max(view.rows, view.cols), place + view.size
+        return torch.tensor(positions).T[:, None]
+
+    def _firsts(self) -> list[int]:
+        total = self.adapter.layout.total
+        return self.places[:: total // len(self.adapter.layout.views)]
+
+    def _logits(self, act: Callable[[], Tensor]) -> Tensor:
+        """``[B, passes, vocab]``."""
+        logits: list[Tensor] = []
+        handle = self.model.lm_head.register_forward_hook(lambda _m, _a, out: logits.append(out))
+        try:
+            act()
+        finally:
+            handle.remove()
+        return torch.cat(logits, dim=1)
+
+
+QWEN_IMAGE = 60
+
+
+def tiny_qwen_config(attention: str) -> Qwen2_5_VLConfig:
+    """The real architecture, five layers of width 32, two key/value heads; windows of 2 x 2."""
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
+    text |= {"max_position_embeddings": 512, "bos_token_id": 57, "eos_token_id": 58}
+    rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2}
+    vision |= {"patch_size": 4, "window_size": 16, "out_hidden_size": 32}
+    return Qwen2_5_VLConfig(
+        text_config=text | {"rope_parameters": rope},
+        vision_config=vision | {"fullatt_block_indexes": [1]},
+        image_token_id=QWEN_IMAGE,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+        attn_implementation=attention,
+    )
+
+
+def tiny_qwen_processor() -> Qwen2VLImageProcessorPil:
+    """Patches of 4 pixels, any size."""
+    size = {"shortest_edge": 64, "longest_edge": 4096}
+    return Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=size)
+
+
 AUTOREGRESSIVE = replace(tiny.AUTOREGRESSIVE, views=("front",), action_dim=3)
 OFT = replace(tiny.OFT, views=("front", "wrist"))
 POCKET = replace(tiny.POCKET, views=("front",))
@@ -473,6 +624,9 @@ HOSTS: dict[str, Callable[[], Host]] = {
     "pi0": Pi0Host,
     "pi0 two views": lambda: Pi0Host(("front", "wrist")),
     "pi0 padded": lambda: Pi0Host(("front", "wrist"), padded=True),
+    "qwen": QwenHost,
+    "qwen two views": lambda: QwenHost(("front", "left")),
+    "qwen padded": lambda: QwenHost(("front", "left"), padded=True),
 }
 
 
@@ -515,6 +669,13 @@ def call(
     return output, running
 
 
+def visual_places(host: Host) -> Tensor:
+    """``[M]``: where the visual tokens are in the uncut sequence."""
+    start = host.start
+    places = getattr(host, "places", range(start, start + host.adapter.layout.total))
+    return torch.tensor(list(places))
+
+
 def _dropped(host: Host, layer: int, kept: Mapping[str, Tensor], length: int) -> Tensor:
     """``[B, length]`` bool: columns that a cut at or before this layer removed."""
     total = host.adapter.layout.total
@@ -523,7 +684,7 @@ def _dropped(host: Host, layer: int, kept: Mapping[str, Tensor], length: int) ->
     for site, index in kept.items():
         if site == "projector" or int(site.split(".")[1]) <= layer:
             stays = torch.zeros(batch, total, dtype=torch.bool).scatter(1, index, True)
-            gone[:, host.start : host.start + total] |= ~stays
+            gone[:, visual_places(host)] |= ~stays
     return gone
 
 

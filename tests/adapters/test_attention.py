@@ -16,7 +16,7 @@ from vla_prune.selectors import TopKSelector
 from vla_prune.tokens import Rows, TokenView, ViewGrid
 from vla_prune.types import Observation, PolicyState
 
-from .hosts import HISTORY_LAYER, LAYERS, Host, Recorder, Reference, call
+from .hosts import HISTORY_LAYER, LAYERS, Host, Recorder, Reference, call, visual_places
 
 EARLIER = {
     "uncut": (),
@@ -35,7 +35,7 @@ def literal_rows(host: Host, rows: list[int], kind: str, kept: Tensor) -> Tensor
     valid, places = host.valid[rows], torch.arange(host.valid.shape[1])
     text = valid & (places >= host.prompt.start) & (places < host.prompt.stop)
     last = places == (text * places).amax(1, keepdim=True)
-    visual = slice(host.start, host.start + host.adapter.layout.total)
+    visual = visual_places(host)
     present = valid.clone()
     present[:, visual] = torch.zeros_like(valid[:, visual]).scatter(1, kept, True)
     prefill = present & (places < host.prompt.stop)
@@ -53,7 +53,7 @@ def shown(host: Host, kind: str, earlier: tuple[str, ...]) -> tuple[TokenView, R
 
 def same_rows(host: Host, seen: Rows, view: TokenView, maps: Tensor, chosen: Tensor, close):
     """``seen`` is what the ``chosen`` ``[B, R]`` rows of ``maps`` ``[B, R, S]`` looked at."""
-    columns = (view.index + host.start)[:, None].expand(-1, maps.shape[1], -1)
+    columns = visual_places(host)[view.index][:, None].expand(-1, maps.shape[1], -1)
     onto = maps.gather(2, columns) * chosen[..., None]  # [B, R, N]
     close(seen.total, onto.sum(1))
     close(seen.count.expand(2, 1), chosen.sum(1, keepdim=True).float())
@@ -104,7 +104,7 @@ def test_history_is_the_action_rows_of_eager_attention(host: Host, layer, earlie
     for row, state in enumerate(states):
         ((values, seen),) = state.history[ACTION]
         assert torch.equal(seen, observed[row])
-        close(values, actions[row, host.start : host.start + total] * seen)
+        close(values, actions[row, visual_places(host)] * seen)
 
 
 def test_a_view_shows_what_was_asked_for_and_no_more(host: Host):

@@ -18,7 +18,17 @@ from vla_prune.selectors import MaxMinSelector, RankedUnionSelector, TopKSelecto
 from vla_prune.tokens import ViewGrid
 from vla_prune.types import PolicyState
 
-from .hosts import BareHost, Broken, Host, OpenVLAHost, Pi0Host, Raising, Recorder, call
+from .hosts import (
+    BareHost,
+    Broken,
+    Host,
+    OpenVLAHost,
+    Pi0Host,
+    Raising,
+    Recorder,
+    call,
+    visual_places,
+)
 
 SITES = {
     "projector": {"projector": 0.5},
@@ -151,10 +161,11 @@ def test_survivors_equal_the_masked_reference(host: Host, sites: dict[str, float
     output, running, hidden = final_rows(host, recipe(sites), rows)
     reference = host.reference(rows, running.kept)
     close(output, reference.output)
-    total, start = host.adapter.layout.total, host.start
+    where = visual_places(host)
     kept = list(running.kept.values())[-1]
-    around = torch.arange(host.valid.shape[1]).expand(len(rows), -1)
-    places = torch.cat([around[:, :start], kept + start, around[:, start + total :]], dim=1)
+    stays = torch.ones(len(rows), host.valid.shape[1], dtype=torch.bool)
+    stays[:, where] = torch.zeros(len(rows), len(where), dtype=torch.bool).scatter(1, kept, True)
+    places = torch.stack([row.nonzero()[:, 0] for row in stays])
     assert hidden.shape[:2] == places.shape
     for row in range(len(rows)):
         counts = host.valid[rows[row]][places[row]]  # what padding rows hold is nobody's business

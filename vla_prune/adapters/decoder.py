@@ -67,12 +67,14 @@ class Sequence:
     """Where things are in the sequence that a decoder is about to run.
 
     Attributes:
-        start: place of the first visual token; visual tokens are contiguous.
+        start: place of the first visual token.
         index: ``[B, N]`` grid indices of the visual tokens, ascending.
         counts: visual tokens of each view.
         features: ``[B, N, D]`` the visual tokens as they left the projector.
         rows: row kind (``last``, ``prompt``, ``prefill``, ``action``) -> where they are.
         causal: whether rows see only what stands before them.
+        gaps: other tokens between the visual tokens of one view and those of the next; none unless
+            given. They stay.
     """
 
     start: int
@@ -81,11 +83,32 @@ class Sequence:
     features: Tensor
     rows: Mapping[str, RowSet]
     causal: bool = True
+    gaps: tuple[int, ...] = ()
 
     @property
-    def visual(self) -> slice:
-        """The visual tokens' places."""
-        return slice(self.start, self.start + self.index.shape[1])
+    def stop(self) -> int:
+        """The place behind the last visual token."""
+        return self.start + self.index.shape[1] + sum(self.gaps)
+
+    @property
+    def views(self) -> list[slice]:
+        """The places of each view's visual tokens."""
+        views, first = [], self.start
+        for number, size in enumerate(self.counts):
+            views.append(slice(first, first + size))
+            first += size + (self.gaps[number] if number < len(self.gaps) else 0)
+        return views
+
+    @property
+    def places(self) -> Tensor:
+        """``[N]`` the visual tokens' places."""
+        device = self.index.device
+        return torch.cat([torch.arange(v.start, v.stop, device=device) for v in self.views])
+
+    @property
+    def visual(self) -> slice | Tensor:
+        """The same to index with: a slice where they are contiguous."""
+        return self.places if any(self.gaps) else slice(self.start, self.stop)
 
     def after(self, columns: Tensor, counts: tuple[int, ...], keep: Tensor) -> Sequence:
         """The same sequence when only ``columns`` ``[B, K]`` of the visual tokens are left.
@@ -95,7 +118,7 @@ class Sequence:
             counts: how many that makes per view.
             keep: ``[B, S']`` kept places of the whole sequence.
         """
-        stop, removed = self.visual.stop, self.index.shape[1] - columns.shape[1]
+        stop, removed = self.stop, self.index.shape[1] - columns.shape[1]
         rows: dict[str, RowSet] = {}
         for kind, rowset in self.rows.items():
             if isinstance(
@@ -218,12 +241,11 @@ class DecoderRun:
             share = weight / sees[:, 0].sum(-1).clamp_min(1)  # [B, R] of one row on each key
             expected = (sees[:, 0, :, visual] * share[..., None]).sum(1)
         elif causal:
-            column = torch.arange(visual.start, visual.stop, device=query.device)
-            sees = positions[..., None] >= column  # [B or 1, R, N]
+            sees = positions[..., None] >= sequence.places  # [B or 1, R, N]
             expected = (sees * (weight / (positions + 1))[..., None]).sum(1)
         else:
             share = weight.sum(1, keepdim=True) / key.shape[2]
-            expected = share.expand(-1, visual.stop - visual.start)
+            expected = share.expand(-1, sequence.index.shape[1])
         return Rows(total[:, visual], weight.sum(1, keepdim=True), expected)
 
     def _cut(self, layer: int, hidden: Tensor) -> Tensor:
@@ -247,10 +269,11 @@ class DecoderRun:
         with self.call.clock.stage("selection"):
             batch, length = hidden.shape[:2]
             places = torch.arange(length, device=hidden.device).expand(batch, length)
-            keep = torch.cat(
-                [places[:, : visual.start], columns + visual.start, places[:, visual.stop :]],
-                dim=1,
-            )
+            where, parts, edge, done = sequence.places, [], 0, 0
+            for view, left in zip(sequence.views, counts, strict=True):
+                parts += [places[:, edge : view.start], where[columns[:, done : done + left]]]
+                edge, done = view.stop, done + left
+            keep = torch.cat([*parts, places[:, edge:]], dim=1)
             self.sequence = sequence.after(columns, counts, keep)
             self.keep = keep if self.keep is None else self.keep.gather(1, keep)
             self.kept_from[layer] = self.keep
@@ -375,8 +398,10 @@ def _gather_square(mask: Tensor, keep: Tensor) -> Tensor:
     return mask.gather(2, rows).gather(3, columns)
 
 
-def _row_count(rowset: RowSet) -> int:
-    """Rows of a set of which no row is padding (action rows)."""
+def _row_count(rowset: RowSet) -> int | Tensor:
+    """Rows of a set: a number, or ``[B, 1]`` where some do not count."""
+    if rowset.weight is not None:
+        return rowset.weight.sum(1, keepdim=True)
     if isinstance(rowset.rows, slice):
         return rowset.rows.stop - rowset.rows.start
     return rowset.rows.shape[1]

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
 from vla_prune.adapters.decoder import DecoderHooks, DecoderRun, RowSet, Sequence
+from vla_prune.adapters.images import camera_image, resized
 from vla_prune.adapters.projector import PROJECTOR, cut_at_projector
 from vla_prune.cost import DecoderShape
 from vla_prune.errors import ShapeError, did_you_mean
@@ -171,7 +171,10 @@ class OpenVLAAdapter:
         """``[B, V, 3, H, W]`` in [0, 1]; images of another size are resized (bicubic)."""
         config = self.model.config
         size = config.towers[0].image_size
-        batch = [[_image(o, view, size) for view in config.views] for o in observations]
+        batch = [
+            [resized(camera_image("the policy", o, view), size, size) for view in config.views]
+            for o in observations
+        ]
         pixels = torch.from_numpy(np.array(batch)).to(self.device)  # [B, V, H, W, 3] uint8
         return pixels.permute(0, 1, 4, 2, 3).float() / 255.0
 
@@ -208,25 +211,6 @@ class OpenVLAAdapter:
         history = call.pruner.history
         asked = None if history is None else history.layer
         return self.shape.layers // 2 - 1 if asked is None else asked
-
-
-def _image(observation: Observation, view: str, size: int) -> np.ndarray:
-    """One camera's ``[size, size, 3]`` uint8 image, or one sentence on what is wrong with it."""
-    if view not in observation.images:
-        known = ", ".join(sorted(observation.images)) or "none"
-        raise ShapeError(f"the policy needs camera {view!r}; the observation has {known}.")
-    image = np.asarray(observation.images[view])
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ShapeError(
-            f"camera {view!r}: image has shape {image.shape}; give [height, width, 3] RGB."
-        )
-    if image.dtype != np.uint8:
-        raise ShapeError(
-            f"camera {view!r}: image has dtype {image.dtype}; give uint8 with values 0 to 255."
-        )
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def build(data: dict[str, Any]) -> OpenVLAAdapter:

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, Cache, PI0Config, PI0ForConditionalGener
 from transformers.masking_utils import create_causal_mask
 
 from vla_prune.adapters.decoder import DecoderHooks, DecoderRun, RowSet, Sequence
+from vla_prune.adapters.images import camera_image
 from vla_prune.adapters.projector import PROJECTOR, cut_at_projector
 from vla_prune.cost import DecoderShape
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
@@ -232,7 +233,7 @@ class Pi0Adapter:
         pixels = np.zeros((len(observations), len(self.cameras), size, size, 3), np.float32)
         for row, observation in enumerate(observations):
             for column, name in enumerate(self.cameras):
-                fitted = _fit(_image(observation, name), size)
+                fitted = _fit(camera_image("pi0", observation, name), size)
                 height, width = fitted.shape[:2]
                 pixels[row, column, :height, :width] = (fitted / np.float32(255.0) - 0.5) / 0.5
         tensor = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3)
@@ -330,23 +331,6 @@ def _sequence(visual: Tensor, index: Tensor, counts: tuple[int, ...], valid: Ten
         "prefill": RowSet(slice(0, length), torch.cat([ahead, valid], dim=1)),
     }
     return Sequence(0, index, counts, visual, rows, causal=False)
-
-
-def _image(observation: Observation, camera: str) -> np.ndarray:
-    """One camera's ``[H, W, 3]`` uint8 image, or one sentence about what is wrong with it."""
-    if camera not in observation.images:
-        known = ", ".join(sorted(observation.images)) or "none"
-        raise ShapeError(f"pi0 needs camera {camera!r}; the observation has {known}.")
-    image = np.asarray(observation.images[camera])
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ShapeError(
-            f"camera {camera!r}: image has shape {image.shape}; give [height, width, 3] RGB."
-        )
-    if image.dtype != np.uint8:
-        raise ShapeError(
-            f"camera {camera!r}: image has dtype {image.dtype}; give uint8 with values 0 to 255."
-        )
-    return image
 
 
 def _fit(image: np.ndarray, size: int) -> np.ndarray:
