@@ -12,7 +12,6 @@ boxes stand on it whatever height they were annotated at.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from vla_prune_sim.drive.load_map import expansion, load_map, window_around
+from vla_prune_sim.drive.load_shots import chain, finite, load_shots, pose_of, readings
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import EXTRA, TABLES, VERSION
 from vla_prune_sim.drive.sampling import resample, speed_along, stack_tracks
@@ -100,6 +100,7 @@ def load_scene(root: Path, name: str, version: str | None = None) -> Scene:
             channel: [Path(tables.get_sample_data_path(s["data"][channel])) for s in samples]
             for channel in CAMERAS
         },
+        shots=load_shots(tables, name, samples[0]),
         start_us=start,
     )
     if opened.extra:
@@ -205,23 +206,8 @@ def _check_pictures(root: Path, tables: Any) -> None:
                 )
 
 
-def _chain(tables: Any, scene: str, table: str, token: str) -> list[dict]:
-    """Records linked by ``next``, whose time stamps must ascend."""
-    records = []
-    while token:
-        record = tables.get(table, token)
-        if records and record["timestamp"] <= records[-1]["timestamp"]:
-            raise ConfigError(
-                f"{scene}: time stamp {record['timestamp']} of {table} {token} does not come "
-                f"after {records[-1]['timestamp']}; mend {table}.json."
-            )
-        records.append(record)
-        token = record["next"]
-    return records
-
-
 def _samples(tables: Any, scene: dict) -> list[dict]:
-    samples = _chain(tables, scene["name"], "sample", scene["first_sample_token"])
+    samples = chain(tables, scene["name"], "sample", scene["first_sample_token"])
     for sample in samples:
         for channel in (*CAMERAS, "LIDAR_TOP"):
             if channel not in sample["data"]:
@@ -236,31 +222,11 @@ def _ego(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> np.
     """Pose ``[T, 3]`` of the rear axle."""
     known = {}
     for channel in ("CAM_FRONT", "LIDAR_TOP"):
-        for reading in _chain(tables, scene, "sample_data", samples[0]["data"][channel]):
-            row = tables.get("ego_pose", reading["ego_pose_token"])
-            pose = _pose(row)
-            _finite(scene, "the ego", np.array(pose))
-            known[reading["timestamp"] - samples[0]["timestamp"]] = pose
-    times = np.array(sorted(known), float)
+        rows, poses = readings(tables, scene, samples[0], channel)
+        known |= dict(zip((row["timestamp"] for row in rows), poses, strict=True))
+    times = np.array(sorted(known))
     poses = np.array([known[time] for time in times])
-    return resample(times / 1e6, poses, at_us / 1e6)[0]
-
-
-def _pose(row: Mapping[str, Any]) -> list[float]:
-    """x, y and heading of a record with a translation and a rotation; NaN where one is broken."""
-    if not np.isfinite([*row["translation"], *row["rotation"]]).all():
-        return [np.nan] * 3
-    w, x, y, z = row["rotation"]
-    # Where the x axis points, seen from above.
-    heading = np.arctan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
-    return [*row["translation"][:2], heading]
-
-
-def _finite(scene: str, who: str, poses: np.ndarray) -> None:
-    if not np.isfinite(poses).all():
-        raise ShapeError(
-            f"{scene}: a pose of {who} is not finite; mend the tables, or leave the scene out."
-        )
+    return resample((times - samples[0]["timestamp"]) / 1e6, poses, at_us / 1e6)[0]
 
 
 def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> Tracks:
@@ -272,10 +238,10 @@ def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> 
             seen.setdefault(box["instance_token"], []).append((time, box))
     categories, size, z, moves = [], [], [], []
     for token, boxes in seen.items():
-        poses = np.array([_pose(box) for _, box in boxes])
+        poses = np.array([pose_of(box) for _, box in boxes])
         width, length, height = np.median([box["size"] for _, box in boxes], axis=0)
         heights = [box["translation"][2] for _, box in boxes]
-        _finite(scene, f"instance {token}", poses)
+        finite(scene, f"instance {token}", poses)
         moves.append(resample(np.array([time for time, _ in boxes]), poses, at_us / 1e6))
         categories.append(boxes[0][1]["category_name"])
         size.append((length, width, height))
@@ -342,6 +308,10 @@ def _as_written(scene: Scene, root: Path, extra: dict[str, dict]) -> Scene:
             speed=tracks.speed[order],
             valid=tracks.valid[order],
         ),
+        shots={
+            channel: replace(shots, pose=shots.pose - np.append(offset, 0.0))
+            for channel, shots in scene.shots.items()
+        },
         route=np.array(ours["route"]),
         scenery=Scenery(
             buildings=np.reshape(scenery["buildings"], (-1, 6)).astype(float),

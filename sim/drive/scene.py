@@ -148,6 +148,23 @@ class Scenery:
 
 
 @dataclass(frozen=True)
+class Shots:
+    """What one sensor of a log took, as far as it is on disk, in time's order.
+
+    Attributes:
+        files: ``K`` pictures, or points of a LiDAR (``.pcd.bin``).
+        pose: ``[K, 3]`` of the rear axle at that very moment, which falls between two steps.
+        time_s: ``[K]`` seconds after step 0.
+        mount: ``[4, 4]`` from the sensor's frame to the ego's.
+    """
+
+    files: tuple[Path, ...]
+    pose: np.ndarray
+    time_s: np.ndarray
+    mount: np.ndarray
+
+
+@dataclass(frozen=True)
 class Scene:
     """One drive of about twenty seconds.
 
@@ -166,6 +183,7 @@ class Scene:
         scenery: for pictures.
         keyframes: steps (indices into ``ego``) with annotations and pictures.
         images: channel -> the keyframes' picture files, where there are any.
+        shots: channel, or ``LIDAR_TOP`` -> all it took, sweeps included, where there is any.
         start_us: time stamp of step 0, microseconds.
         seed: behind a synthetic scene; None otherwise.
         scenario: what is special, such as ``cut_in``; empty where unknown.
@@ -184,6 +202,7 @@ class Scene:
     scenery: Scenery
     keyframes: np.ndarray
     images: Mapping[str, list[Path]] = field(default_factory=dict)
+    shots: Mapping[str, Shots] = field(default_factory=dict)
     start_us: int = 0
     seed: int | None = None
     scenario: str = ""
