@@ -13,7 +13,7 @@ import numpy as np
 from vla_prune_sim.seats import Glimpse, LocalSeat, ProcessSeat, Seat
 
 from vla_prune.build import build_adapter, build_recipe
-from vla_prune.errors import ConfigError
+from vla_prune.errors import ActionError, ConfigError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
 from vla_prune.types import ActionChunk, Observation, PolicyState
@@ -72,7 +72,7 @@ class Player:
             with attach(pruner, adapter, time_stages=True) as policy:
                 for run in self._row(policy, list(group)):
                     result = self._result(run)
-                    if row.recipe != "dense":
+                    if row.recipe != "dense" and not run.glimpse.error:
                         result["time_ratio"] = _time_ratio(policy, run.shown, run.state)
                     yield result
 
@@ -112,8 +112,7 @@ class Player:
             if self.keep_frames and _is_dense(run.episode):
                 images = run.shown.images
                 run.frames.append(np.stack([images[name] for name in sorted(images)]))
-        chunks = policy.act([run.shown for run in running], [run.state for run in running])
-        for run, chunk in zip(running, chunks, strict=True):
+        for run, chunk in _asked(policy, list(running)):
             run.llm_ms.append(_llm_ms(chunk))
             run.kept = {site: len(index) for site, index in chunk.kept.items()}
             run.unpruned += not run.kept
@@ -135,6 +134,7 @@ class Player:
             "keep_ratio": row.keep_ratio,
             "control": row.control,
             "outcome": dict(glimpse.outcome),
+            **({"error": glimpse.error} if glimpse.error else {}),
             "steps": glimpse.steps,
             "assets": glimpse.assets,
         }
@@ -178,6 +178,20 @@ class Player:
 
     def _frame_file(self, episode: Episode, task: int) -> Path:
         return self.frames / f"{episode.suite}_{task}_{episode.state}.npy"
+
+
+def _asked(policy: VLAPolicy, running: list[_Running]) -> list[tuple[_Running, ActionChunk]]:
+    """What the policy says; where that is no action, the episode breaks off."""
+    while running:
+        try:
+            chunks = policy.act([run.shown for run in running], [run.state for run in running])
+            return list(zip(running, chunks, strict=True))
+        except ActionError as error:
+            rows = set(error.rows or range(len(running)))
+            for row in rows:
+                running[row].seat.fail(str(error))
+            running = [run for row, run in enumerate(running) if row not in rows]
+    return []
 
 
 def _is_dense(episode: Episode) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from vla_prune.build import import_object
-from vla_prune.errors import VlaPruneError
+from vla_prune.errors import MissingError, ShapeError, VlaPruneError
 from vla_prune.types import Observation
+
+BROKEN = (ShapeError, MissingError)
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,20 @@ class Glimpse:
     Attributes:
         observation: of this instant.
         over: whether the episode has ended.
-        outcome: how it went: name -> number, what counts most first.
+        outcome: how it went: name -> number, what counts most first and 0 before the end.
         steps: control steps so far.
         instructions: of all tasks of the suite, in order.
         assets: hash of what is drawn.
+        error: why it broke off; empty otherwise.
     """
 
-    observation: Observation
+    observation: Observation | None
     over: bool
     outcome: Mapping[str, float]
     steps: int
     instructions: tuple[str, ...]
     assets: str
+    error: str = ""
 
 
 class Seat(Protocol):
@@ -56,6 +60,10 @@ class Seat(Protocol):
         """Execute what a reference driver of the world would do now."""
         ...
 
+    def fail(self, error: str) -> None:
+        """Break the episode off."""
+        ...
+
     def look(self) -> Glimpse:
         """What the last command led to; waits for it."""
         ...
@@ -68,6 +76,9 @@ class Seat(Protocol):
 class LocalSeat:
     """An environment in this process.
 
+    What is broken in one episode's data (`BROKEN`) ends that episode; what would break all of
+    them, such as a config or a task that cannot be opened, is raised.
+
     Args:
         world: ``module:Class`` of the simulator.
         options: its arguments.
@@ -78,32 +89,39 @@ class LocalSeat:
         self.task: tuple[str, int] | None = None
         self.env: Any = None
         self.observation: Observation | None = None
+        self.error = ""
 
     def start(self, suite: str, task: int, state: int, seed: int) -> None:
         """Begin an episode; opens the task if it is not the open one."""
         if self.task != (suite, task):
             self.close()
             self.env, self.task = self.world.open(suite, task), (suite, task)
-        self.observation = self.env.start(state, seed)
+        self.observation = None
+        self._do(self.env.start, state, seed)
 
     def advance(self, actions: np.ndarray) -> None:
         """Execute actions."""
-        self.observation = self.env.advance(actions)
+        self._do(self.env.advance, actions)
 
     def guide(self, driver: str) -> None:
         """Execute a reference driver's."""
-        self.observation = self.env.guide(driver)
+        self._do(self.env.guide, driver)
+
+    def fail(self, error: str) -> None:
+        """Break the episode off."""
+        self.error = error
 
     def look(self) -> Glimpse:
         """The present instant."""
         env = self.env
         return Glimpse(
             self.observation,
-            env.over,
+            env.over or bool(self.error),
             dict(env.outcome),
             env.steps,
             tuple(env.instructions),
             env.assets,
+            self.error,
         )
 
     def close(self) -> None:
@@ -111,6 +129,13 @@ class LocalSeat:
         if self.env is not None:
             self.env.close()
         self.env, self.task = None, None
+
+    def _do(self, command: Callable[..., Observation], *arguments: Any) -> None:
+        self.error = ""
+        try:
+            self.observation = command(*arguments)
+        except BROKEN as error:
+            self.error = str(error)
 
 
 class ProcessSeat:
@@ -140,6 +165,10 @@ class ProcessSeat:
     def guide(self, driver: str) -> None:
         """Execute a reference driver's."""
         self._pipe.send(("guide", (driver,)))
+
+    def fail(self, error: str) -> None:
+        """Break the episode off."""
+        self._pipe.send(("fail", (error,)))
 
     def look(self) -> Glimpse:
         """What the last command led to; raises what went wrong in the other process."""

@@ -56,6 +56,7 @@ def _summary(
 ) -> dict[str, Any]:
     first = group[0]
     measure = next(iter(first["outcome"]))  # what counts most
+    parts = dict.fromkeys(name for r in group for name in r["outcome"])
     paired = [r for r in group if _place(r) in dense]
     difference, interval = report.paired_interval(
         [r["outcome"][measure] for r in paired],
@@ -64,18 +65,20 @@ def _summary(
     names = [name for name in ("recipe", "driver", "keep_ratio", "control") if name in first]
     summary = {"suite": suite} | {name: first[name] for name in names}
     summary["episodes"] = len(group)
-    for name in first["outcome"]:
+    for name in parts:
         known = [r["outcome"][name] for r in group if r["outcome"].get(name) is not None]
         summary[name] = float(np.mean(known)) if known else None
+    if errors := sum("error" in r for r in group):
+        summary["errors"] = errors
     summary |= {"diff": difference, "diff_ci": list(interval)}
     if "driver" in first:
         return summary
-    counts = [macs.of(r) for r in group]
+    counts = [macs.of(r) for r in group if "calls" in r]
     ratios = [_mixed(r, r["time_ratio"], 1.0) for r in group if "time_ratio" in r]
     dense_ratio = 1.0 if first["recipe"] == "dense" else None
     return summary | {
-        "tokens": float(np.mean([tokens for tokens, _ in counts])),
-        "macs": float(np.mean([macs for _, macs in counts])),
+        "tokens": float(np.mean([tokens for tokens, _ in counts])) if counts else None,
+        "macs": float(np.mean([macs for _, macs in counts])) if counts else None,
         "time_ratio": float(np.median(ratios)) if ratios else dense_ratio,
     }
 

@@ -16,15 +16,18 @@ from typing import Any
 import cv2
 import gymnasium
 import numpy as np
+from vla_prune_sim.drive.envelope import Envelope
 from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.render import Renderer
+from vla_prune_sim.drive.reproject import Reprojector
 from vla_prune_sim.drive.simulation import STATE_DIM, Simulation
 from vla_prune_sim.drive.vehicle import PLAN_POINTS
 
-from vla_prune.errors import ConfigError, did_you_mean
+from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.types import Observation
 
 FRONT = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
+OBSERVATIONS = ("synthetic", "reproject")
 INSTRUCTION = "drive along the route"
 
 
@@ -35,13 +38,16 @@ class DriveEnv(gymnasium.Env):
     `Simulation.state`) and ``instruction``. Action: a plan ``[6, 2]``, the places of the rear axle
     every 0.5 s, metres in the ego's frame (x forward, y left). The reward is the way made along
     the route, metres. An episode terminates at a collision (being hit from behind apart) or far
-    off the route, and is truncated at the end of the scene.
+    off the route, and is truncated at the end of the scene, or where logged pictures end to hold:
+    with ``reproject``, ``info`` also has `Stray` as ``stray`` and the share of steps ``inside``.
 
     Args:
         root: a nuScenes root, real or synthetic, or a folder of ScenarioNet pickles.
         scene: name of the scene; None draws one at each reset. ``options={"scene": name}`` of
             `reset` overrides it.
         agents: ``idm`` reacts to the ego, ``log`` does not.
+        observation: ``synthetic`` is drawn; ``reproject`` moves logged pictures, whose agents can
+            only follow the log.
         cameras: channels that are drawn.
         image_size: width and height of a view, pixels.
         square: pixels; squeeze each view to a square of this side, as image towers want it.
@@ -57,6 +63,7 @@ class DriveEnv(gymnasium.Env):
         root: str | Path,
         scene: str | None = None,
         agents: str = "idm",
+        observation: str = "synthetic",
         cameras: Sequence[str] = FRONT,
         image_size: tuple[int, int] = (400, 224),
         square: int | None = None,
@@ -65,7 +72,7 @@ class DriveEnv(gymnasium.Env):
         render_mode: str | None = None,
     ) -> None:
         self.world_path, self.world = Path(root), open_world(root)
-        self.agents, self.cameras = agents, tuple(cameras)
+        self.agents, self.observation, self.cameras = agents, observation, tuple(cameras)
         self.image_size, self.square = tuple(image_size), square
         self.plan_steps, self.lazy_images, self.render_mode = plan_steps, lazy_images, render_mode
         if not 1 <= plan_steps <= 5:
@@ -73,9 +80,16 @@ class DriveEnv(gymnasium.Env):
                 f"DriveEnv: plan_steps is {plan_steps}; a plan is followed for 1 to 5 steps of "
                 "0.1 s."
             )
+        if observation not in OBSERVATIONS:
+            raise did_you_mean("DriveEnv", "observation", observation, OBSERVATIONS)
+        if observation == "reproject" and agents != "log":
+            raise ConfigError(
+                f"DriveEnv: observation 'reproject' goes with agents 'log', not {agents!r}; those "
+                "in logged pictures cannot react."
+            )
         self.name = scene if scene is None else self._known(scene)
         self.simulation: Simulation | None = None
-        self._renderer: Renderer | None = None
+        self._renderer: Renderer | Reprojector | None = None
         self._frames: dict[str, np.ndarray] = {}
         width, height = (square, square) if square else self.image_size
         image = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
@@ -104,21 +118,23 @@ class DriveEnv(gymnasium.Env):
         scene = self.world.load(self._known(name))
         if self.simulation is None or self.simulation.scene is not scene:
             self._renderer = None
-        self.simulation = Simulation(scene, self.agents)
+        envelope = Envelope(scene) if self.observation == "reproject" else None
+        self.simulation = Simulation(scene, self.agents, envelope=envelope)
         self._draw()
-        return self._observation(), {"scene": name, "ended": ""}
+        return self._observation(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Follow a plan."""
+        if not np.isfinite(action).all():
+            raise ShapeError("DriveEnv.step: the plan is not finite; end the episode before it.")
         simulation = self.simulation
         before = simulation.along
         simulation.advance(np.clip(action, -100.0, 100.0), self.plan_steps)
         if not self.lazy_images:
             self._draw()
-        cut = simulation.ended == "time"
-        info = {"scene": simulation.scene.name, "ended": simulation.ended}
+        cut = simulation.ended in ("time", "envelope")
         reward = float(simulation.along - before)
-        return self._observation(), reward, simulation.over and not cut, cut, info
+        return self._observation(), reward, simulation.over and not cut, cut, self._info()
 
     def observe(self) -> dict:
         """The observation of this instant, with pictures drawn now."""
@@ -141,15 +157,28 @@ class DriveEnv(gymnasium.Env):
     def _draw(self) -> None:
         simulation = self.simulation
         if self._renderer is None:
-            self._renderer = Renderer(simulation.scene, self.image_size, self.cameras)
+            kind = Reprojector if self.observation == "reproject" else Renderer
+            self._renderer = kind(simulation.scene, self.image_size, self.cameras)
         others = simulation.record.others[-1]
-        views = self._renderer.render(simulation.body.pose, others.pose, others.present)
+        instant = simulation.body.pose, others.pose, others.present
+        if self.observation == "reproject":
+            views = self._renderer.render(*instant, step=simulation.step_index)
+        else:
+            views = self._renderer.render(*instant)
         if self.square:
             side = (self.square, self.square)
             views = {
                 k: cv2.resize(v, side, interpolation=cv2.INTER_AREA) for k, v in views.items()
             }
         self._frames = views
+
+    def _info(self) -> dict[str, Any]:
+        simulation = self.simulation
+        info = {"scene": simulation.scene.name, "ended": simulation.ended}
+        if simulation.envelope is None:
+            return info
+        stray = simulation.envelope.stray(simulation.body.pose, simulation.step_index)
+        return info | {"stray": stray, "inside": simulation.inside}
 
     def _observation(self) -> dict:
         return {

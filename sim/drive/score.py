@@ -12,9 +12,12 @@ PARTS = ("score", "nc", "dac", "ddc", "ttc", "ep", "comfort")
 
 
 def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
-    """The driven part of a simulation, the second primed from the log left out."""
+    """The driven part of a simulation: neither the primed second nor the step that strayed."""
     scene, record = simulation.scene, simulation.record
-    bodies, others = record.bodies[PRIMED:], record.others[PRIMED:]
+    # A score needs two steps.
+    cut = simulation.ended == "envelope" and len(record.bodies) > PRIMED + 2
+    kept = slice(PRIMED, -1 if cut else None)
+    bodies, others = record.bodies[kept], record.others[kept]
     return closed_loop.Drive(
         ego=np.stack([body.pose for body in bodies]),
         speed=np.array([body.speed for body in bodies]),
@@ -26,7 +29,7 @@ def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
         road=scene.map,
         route=simulation.route,
         feasible_m=feasible_m,
-        ended="" if simulation.ended == "time" else simulation.ended,
+        ended="" if simulation.ended in ("time", "envelope") else simulation.ended,
     )
 
 
@@ -35,19 +38,26 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float]:
 
     Args:
         simulation: a drive that is over.
-        feasible_m: how far along the route a reference driver gets in this scene, metres.
+        feasible_m: how far along the route a reference driver gets in this scene, metres; where
+            the drive strayed from its log, by then.
     """
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
     return {name: parts[name] for name in PARTS}
 
 
-def feasible_m(expert: Simulation) -> float:
+def feasible_m(expert: Simulation, step: int | None = None) -> float:
     """How far along the route one can get: as far as the expert's drive, metres.
 
     Where the expert failed, the log's own way counts, or failing early would make all others good.
+
+    Args:
+        expert: its drive, over.
+        step: by this step of the log; None by the end.
     """
-    driven = float(expert.along - expert.start_along)
-    logged = float(expert.route.project(expert.scene.ego[-1, :2])[0]) - expert.start_along
+    last = expert.scene.steps - 1 if step is None else step
+    ways = expert.record.along
+    driven = ways[min(last, len(ways) - 1)] - expert.start_along
+    logged = float(expert.route.project(expert.scene.ego[last, :2])[0]) - expert.start_along
     return driven if expert.ended == "time" else max(driven, logged)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from vla_prune_sim.drive.drivers import Driver, Situation
+from vla_prune_sim.drive.envelope import BEYOND, TRUSTED, Envelope, Stray
 from vla_prune_sim.drive.geometry import Polyline, corners, overlap, to_local, wrap
 from vla_prune_sim.drive.scene import (
     EGO_LENGTH,
@@ -35,10 +36,12 @@ class Record:
     Attributes:
         bodies: of the ego.
         others: of everyone else.
+        along: of the ego along the route, metres.
     """
 
     bodies: list[Body] = field(default_factory=list)
     others: list[Others] = field(default_factory=list)
+    along: list[float] = field(default_factory=list)
 
 
 class Simulation:
@@ -48,14 +51,23 @@ class Simulation:
         scene: the scene.
         agents: ``log`` or ``idm``.
         limits: of the ego's actuators.
+        envelope: also ends it where it strays too far from its log; None lets it.
 
     Attributes:
         over: whether it has ended.
-        ended: why: ``""``, ``"time"``, ``"collision"`` or ``"off_route"``.
+        ended: why: ``""``, ``"time"``, ``"collision"``, ``"off_route"`` or ``"envelope"``.
+        strays: from the log, at every driven step; none without an envelope.
     """
 
-    def __init__(self, scene: Scene, agents: str = "idm", limits: Limits | None = None) -> None:
-        self.scene, self.limits = scene, limits or Limits()
+    def __init__(
+        self,
+        scene: Scene,
+        agents: str = "idm",
+        limits: Limits | None = None,
+        envelope: Envelope | None = None,
+    ) -> None:
+        self.scene, self.limits, self.envelope = scene, limits or Limits(), envelope
+        self.strays: list[Stray] = []
         self.route = Polyline(scene.route)
         self.tracker = Tracker()
         self.over, self.ended = False, ""
@@ -75,6 +87,17 @@ class Simulation:
     def step_index(self) -> int:
         """Steps of the log so far."""
         return self.traffic.step_index
+
+    @property
+    def inside(self) -> float:
+        """Share of the driven steps that were trusted; 1 before the first.
+
+        Where straying ended the drive, the steps that are lost count as not trusted.
+        """
+        steps = len(self.strays)
+        if self.ended == "envelope":
+            steps += self.scene.steps - 1 - self.step_index
+        return sum(stray.level == TRUSTED for stray in self.strays) / steps if steps else 1.0
 
     def advance(self, plan: np.ndarray, steps: int = 5) -> None:
         """Follow ``plan`` ``[6, 2]`` (see `Tracker`) for some steps, or until it is over."""
@@ -111,9 +134,12 @@ class Simulation:
         self.record.bodies.append(self.body)
         self.record.others.append(others)
         self.along, self.left = self.route.project(self.body.pose[:2], float(self.along))
+        self.record.along.append(float(self.along))
 
     def _judge(self, others: Others) -> None:
         hit = touching(self.body, others, self.scene.tracks.size)
+        if self.envelope is not None:
+            self.strays.append(self.envelope.stray(self.body.pose, self.step_index))
         # Being run into from behind ends nothing, also not while that car drives on through us.
         behind = to_local(others.pose[:, :2], self.body.pose)[:, 0] < 0.0
         self._struck = hit & (behind | self._struck)
@@ -121,6 +147,8 @@ class Simulation:
             self.over, self.ended = True, "collision"
         elif abs(self.left) > OFF_ROUTE_M:
             self.over, self.ended = True, "off_route"
+        elif self.strays and self.strays[-1].level == BEYOND:
+            self.over, self.ended = True, "envelope"
         elif self.step_index >= self.scene.steps - 1:
             self.over, self.ended = True, "time"
 

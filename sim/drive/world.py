@@ -17,10 +17,12 @@ from vla_prune_sim.drive import drivers
 from vla_prune_sim.drive.env import INSTRUCTION, DriveEnv, as_observation
 from vla_prune_sim.drive.make_world import ensure_root
 from vla_prune_sim.drive.score import feasible_m, score
-from vla_prune_sim.drive.simulation import drive
+from vla_prune_sim.drive.simulation import Simulation, drive
 
 from vla_prune.errors import ConfigError
 from vla_prune.types import Observation
+
+NOTHING = {"score": 0.0}  # what a drive is worth that never came to its end
 
 
 class DriveWorld:
@@ -58,7 +60,9 @@ class DriveEpisodes:
         instructions: the only one.
         assets: what the root calls itself.
         over: whether the drive has ended.
-        outcome: ``score`` and its parts, once it has ended.
+        outcome: ``score``, and its parts once it has ended; ``inside`` where logged pictures are
+            re-projected, the share of steps for which they hold. The score is of the driven part
+            alone: what a drive that strayed from its log would have done then is not known.
         steps: of 0.1 s so far.
     """
 
@@ -73,13 +77,13 @@ class DriveEpisodes:
                 f"{len(names) - 1}."
             )
         self.name, self.assets = names[task], self.env.world.label
-        self.over, self.outcome, self.steps = True, {}, 0
+        self.over, self.outcome, self.steps = True, dict(NOTHING), 0
         self._driver: drivers.Driver | None = None
 
     def start(self, state: int, seed: int) -> Observation:
         """Begin the drive; a scene has one start, so ``state`` and ``seed`` only name it."""
+        self.over, self.outcome, self.steps, self._driver = False, dict(NOTHING), 0, None
         obs, _ = self.env.reset(seed=seed, options={"scene": self.name})
-        self.over, self.outcome, self.steps, self._driver = False, {}, 0, None
         return as_observation(obs)
 
     def advance(self, actions: np.ndarray) -> Observation:
@@ -92,7 +96,11 @@ class DriveEpisodes:
         self.steps = len(simulation.record.bodies)
         if terminated or truncated:
             self.over = True
-            self.outcome = score(simulation, _feasible(self.env.world, self.name, self.env.agents))
+            expert = _expert(self.env.world, self.name, self.env.agents)
+            by = simulation.step_index if simulation.ended == "envelope" else None
+            self.outcome = score(simulation, feasible_m(expert, by))
+            if simulation.envelope is not None:
+                self.outcome["inside"] = simulation.inside
             return as_observation(obs)
         return as_observation(self.env.observe())
 
@@ -116,5 +124,5 @@ def steps_of(plan: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _feasible(world: Any, name: str, agents: str) -> float:
-    return feasible_m(drive(world.load(name), drivers.RuleExpert(), agents))
+def _expert(world: Any, name: str, agents: str) -> Simulation:
+    return drive(world.load(name), drivers.RuleExpert(), agents)

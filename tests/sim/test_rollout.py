@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from vla_prune_sim import rollout, table
 
-from vla_prune.errors import ConfigError
+from vla_prune.errors import ActionError, ConfigError
+from vla_prune.policy import VLAPolicy
 
 POLICY = """# x
 # y
@@ -99,6 +100,54 @@ def test_a_broken_simulator_ends_the_run_and_loses_nothing(config: rollout.RunCo
     finished = rollout.read_lines(Path(config.work) / "episodes.jsonl")
     assert {r["key"] for r in finished} >= {"tiny:0:5:dense:1", "tiny:0:6:dense:1"}
     assert len(rollout.run(config)) == len(rollout.episodes(config))
+
+
+def broken_off(results: list[dict]) -> dict[str, str]:
+    return {r["key"]: r["error"] for r in results if "error" in r}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_corrupt_picture_ends_its_episode_and_not_the_run(
+    config: rollout.RunConfig, batch: int
+) -> None:
+    config = replace(config, rows=config.rows[:4], batch=batch, sim={"corrupt": [2, 6]})
+    results = rollout.run(config)
+    said = "view_3.jpg is no whole picture; get it again."
+    assert broken_off(results) == {
+        f"tiny:2:6:{row}": said for row in ("dense:1", "dual_level:0.25")
+    }
+    assert len(results) == len(rollout.episodes(config))
+    lost = next(r for r in results if r["key"] == "tiny:2:6:dual_level:0.25")
+    assert (lost["outcome"], lost["calls"], lost["steps"]) == ({"success": 0.0}, 2, 2)
+    assert "time_ratio" not in lost
+    rows = table.rows(config, results)
+    assert [row.get("errors") for row in rows] == [1, 1, None, None]
+    known = [r["outcome"]["success"] for r in results if r.get("recipe") == "dense"]
+    assert rows[0]["success"] == pytest.approx(sum(known) / 4)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_no_action_ends_its_episode_alone(
+    config: rollout.RunConfig, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = VLAPolicy.act
+
+    def mumble(self: VLAPolicy, observations: list, states: list) -> list:
+        bad = [i for i, o in enumerate(observations) if o.instruction == "open the drawer"]
+        if bad:
+            raise ActionError("'left, I think' is no plan.", bad)
+        return act(self, observations, states)
+
+    monkeypatch.setattr(VLAPolicy, "act", mumble)
+    config = replace(config, rows=config.rows[:2], batch=batch)
+    results = rollout.run(config)
+    lost = broken_off(results)
+    assert set(lost) == {r["key"] for r in results if r["task"] == 2}
+    assert set(lost.values()) == {"'left, I think' is no plan."}
+    assert all(r["calls"] == 4 for r in results if r["task"] == 0)
+    rows = table.rows(config, results)
+    assert [row["errors"] for row in rows] == [2, 2]
+    assert rows[0]["tokens"] == 16
 
 
 def test_processes_give_what_one_process_gives(config: rollout.RunConfig, tmp_path: Path) -> None:
