@@ -5,7 +5,8 @@ learning from few frames and are thrown away afterwards: each visual token's cla
 decoder's output and from the tower alone (does the patch show the target? another car?), and a few
 offsets (from the hand to the target; to the car in front). Part of the steps see a random
 subset of the visual tokens, which makes them cheaper; the model card says so, because it also
-makes a policy less afraid of pruning.
+makes a policy less afraid of pruning. Patches of the classes in ``--spare`` are never dropped
+while there are others: who is told to brake for a child should be shown the child.
 
 Example::
 
@@ -106,6 +107,13 @@ class Trainer:
         width = self.config.llm["hidden_size"]
         known = self.tokenizer.get_vocab_size(), self.train.classes, len(offsets)
         self.helpers = Helpers(tower, width, *known).to(self.device)
+        unknown = set(args.spare) - set(self.train.classes)
+        if unknown:
+            raise SystemExit(
+                f"--spare: no patch class {', '.join(sorted(unknown))}; "
+                f"these demonstrations know {', '.join(self.train.classes)}."
+            )
+        self.spared = torch.tensor([float(name in args.spare) for name in self.train.classes])
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
             _groups(self.model, self.helpers), lr=args.lr, betas=(0.9, 0.95), fused=True
@@ -143,6 +151,7 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         rng = np.random.default_rng([self.args.seed, self.step])
+        torch.manual_seed(int(rng.integers(1 << 31)))  # so that a resumed run draws the same noise
         index = rng.integers(len(self.train), size=self.args.batch)
         batch = self.train.batch(index, self.args.shift, int(rng.integers(1 << 31)))
         keep = float(rng.choice(self.args.keep))
@@ -183,6 +192,7 @@ class Trainer:
         visual, positions = model.projector(features), None
         if keep < 1.0:
             scores = torch.from_numpy(rng.random(labels.shape, dtype=np.float32)).to(device)
+            scores = scores + self.spared.to(device)[labels]
             index = scores.topk(round(keep * labels.shape[1])).indices.sort().values
             visual = visual.gather(1, index[..., None].expand(-1, -1, visual.shape[-1]))
             labels, positions = labels.gather(1, index), index + model.visual_offset
@@ -263,6 +273,11 @@ class Trainer:
             state.setdefault(int(number), {})[name] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        # Fused AdamW on CPU walks memory as it lies: a moment must lie as its parameter does.
+        for parameter, moments in self.optimiser.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         print(f"resumed at step {self.step}", flush=True)
 
     def _statistics(self) -> Statistics:
@@ -324,6 +339,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--pretrain", type=int, default=800)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.5, 1.0])
+    parser.add_argument("--spare", nargs="*", default=[], help="patch classes never dropped")
     parser.add_argument("--dense-tail", type=float, default=0.1)
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--tower-from", help="model.safetensors whose image tower to begin with")

@@ -1,0 +1,114 @@
+"""The trainer on a handful of made-up frames: it learns, resumes, and drops what it may drop."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+h5py = pytest.importorskip("h5py")
+
+from safetensors import safe_open  # noqa: E402
+from vla_prune_sim.train import bc  # noqa: E402
+
+from vla_prune.models.openvla import OpenVLA  # noqa: E402
+
+CLASSES = ["background", "road", "vehicle"]
+VIEWS = ["LEFT", "RIGHT"]
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """One file of drives in which the brighter side says where to go."""
+    folder = tmp_path_factory.mktemp("demos")
+    rng = np.random.default_rng(0)
+    with h5py.File(folder / "shard_0000.hdf5", "w") as file:
+        data = file.create_group("data")
+        for number in range(4):
+            demo = data.create_group(f"demo_{number}")
+            side = rng.integers(2, size=FRAMES)
+            demo["frame_index"] = np.arange(FRAMES)
+            demo["states8"] = rng.normal(size=(FRAMES, 3)).astype(np.float32)
+            demo["chunks"] = np.repeat(side[:, None, None], 2, 1).repeat(2, 2).astype(np.float32)
+            demo["aux/patches"] = rng.integers(3, size=(FRAMES, 2, 12, 12), dtype=np.uint8)
+            demo["aux/offsets"] = np.zeros((FRAMES, 2), np.float32)
+            for place, view in enumerate(VIEWS):
+                bright = np.where(side == place, 220, 30).astype(np.uint8)
+                demo[f"obs/{view}_rgb"] = np.broadcast_to(
+                    bright[:, None, None, None], (FRAMES, 144, 144, 3)
+                )
+            demo.attrs.update({"seed": number, "instruction": "follow the light"})
+        data.attrs.update(
+            {"views": json.dumps(VIEWS), "patch_labels": json.dumps(CLASSES), "chunk": 2}
+        )
+    return folder
+
+
+def trainer(demos, out, steps: int, *more: str) -> bc.Trainer:
+    line = f"--demos {demos} --out {out} --suite drive --steps {steps} --batch 4 --pretrain 1"
+    return bc.Trainer(
+        bc.parse([*line.split(), "--log-every", "1", "--save-every", "2", "--warmup", "1", *more])
+    )
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    with safe_open(out / "resume.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_training_lowers_the_loss_and_leaves_a_policy_that_loads(demos, tmp_path) -> None:
+    made = trainer(demos, tmp_path, 16, "--keep", "0.25", "--dense-tail", "0")
+    made.run()
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert "action" not in lines[0]  # the first step trains the tower alone
+    losses = [line["action"] for line in lines[1:]]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    model = OpenVLA.from_pretrained(tmp_path / "policy")
+    assert model.config.views == tuple(VIEWS)
+    assert (tmp_path / "policy" / "tokenizer.json").is_file()
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer(demos, whole, 4).run()
+    first = trainer(demos, parts, 4)
+    first.args.steps = 2
+    bent = bc._schedule
+    try:  # the schedule must be that of the whole run
+        bc._schedule = lambda step, _, warmup: bent(step, 4, warmup)
+        first.args.dense_tail = 0.0
+        first.run()
+    finally:
+        bc._schedule = bent
+    trainer(demos, parts, 4).run()
+    ours, theirs = weights(parts), weights(whole)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_spared_classes_are_dropped_last(demos, tmp_path) -> None:
+    made = trainer(demos, tmp_path, 4, "--spare", "vehicle")
+    seen = {}
+    build = made.model.build_inputs
+
+    def build_inputs(visual, ids, proprio, mask, positions):
+        seen["kept"] = positions - made.model.visual_offset
+        return build(visual, ids, proprio, mask, positions)
+
+    made.model.build_inputs = build_inputs
+    batch = made.train.batch(np.arange(4))
+    made.losses(batch, 0.5, np.random.default_rng(0))
+    vehicles = batch.labels == CLASSES.index("vehicle")
+    assert vehicles.any(1).all()
+    assert (vehicles.sum(1) < seen["kept"].shape[1]).all()
+    for row in range(4):
+        assert set(vehicles[row].nonzero()[:, 0].tolist()) <= set(seen["kept"][row].tolist())
+
+
+def test_a_class_that_does_not_exist_is_named(demos, tmp_path) -> None:
+    with pytest.raises(SystemExit, match="no patch class lorry; these demonstrations know back"):
+        trainer(demos, tmp_path, 4, "--spare", "lorry")
