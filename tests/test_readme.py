@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from vla_prune import config
+from vla_prune import config, report
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_first_python_block_runs() -> None:
@@ -25,3 +26,11 @@ def test_every_recipe_of_the_table_is_shipped() -> None:
     table = README.split("| recipe |")[1].split("\n\n")[0]
     for name in re.findall(r"`(\w+)`", table):
         assert config.find(name, "recipe").is_file()
+
+
+def test_every_table_is_what_its_results_file_says() -> None:
+    """A table stands below the command that prints it: ``<!-- vla-prune show FILE ... -->``."""
+    for file, suite, table in re.findall(
+        r"<!-- vla-prune show (\S+)(?: --suite (\w+))? -->\n\n((?:\|.*\n)+)", README
+    ):
+        assert table == report.markdown(report.read(ROOT / file, suite)["rows"]), file

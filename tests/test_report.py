@@ -1,8 +1,12 @@
 """Intervals and tables against numbers worked out by hand."""
 
+import json
+
 import numpy as np
+import pytest
 
 from vla_prune import report
+from vla_prune.errors import ConfigError, MissingError
 
 
 def test_paired_interval_of_equal_outcomes_is_zero() -> None:
@@ -42,3 +46,57 @@ def test_cells_read_well() -> None:
     assert report.cell(0.12345) == "0.123"
     assert report.cell([-0.05, 0.01]) == "-0.05 to 0.01"
     assert report.cell(1234.5) == "1234"
+
+
+DENSE = {
+    "suite": "drive",
+    "recipe": "dense",
+    "keep_ratio": 1.0,
+    "control": "none",
+    "episodes": 4,
+    "score": 0.75,
+    "diff": 0.0,
+    "diff_ci": [0.0, 0.0],
+    "tokens": 432.0,
+    "macs": 5e8,
+    "time_ratio": 1.0,
+}
+
+
+def test_markdown_says_what_a_row_is_and_what_it_costs() -> None:
+    blind = {
+        "recipe": "blind",
+        "score": 0.1,
+        "diff": -0.65,
+        "diff_ci": [-0.8, -0.5],
+        "tokens": 0.0,
+    }
+    driver = {"suite": "drive", "driver": "stop", "keep_ratio": 1.0, "control": "none"}
+    driver |= {"episodes": 4, "score": None, "errors": 1, "diff": -0.1, "diff_ci": [-0.2, 0.0]}
+    rows = [DENSE, DENSE | blind, DENSE | {"control": "other_images"}, driver]
+    lines = report.markdown(rows).splitlines()
+    assert lines[0].startswith("| row | kept | episodes | score | points to dense |")
+    assert lines[2] == "| dense | 100% | 4 | 75.0% | +0 (+0 to +0) | 432 | 500 M | 1.00 |"
+    assert lines[3].startswith("| blind | 0% | 4 | 10.0% | -65 (-80 to -50) | 0 |")
+    assert lines[4].startswith("| dense, other images | 100% |")
+    assert lines[5] == "| stop (1 errors) | - | 4 | - | -10 (-20 to +0) | - | - | - |"
+
+
+def test_markdown_names_the_suite_only_where_there_are_several() -> None:
+    both = report.markdown([DENSE, DENSE | {"suite": "libero_spatial"}]).splitlines()
+    assert both[0].startswith("| suite | row |")
+    assert both[3].startswith("| spatial | dense |")
+
+
+def test_read_refuses_what_is_no_table(tmp_path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(MissingError, match="no such results file"):
+        report.read(path)
+    for text, message in (("{", "not JSON"), ('{"rows": [{"ms": 1}]}', "no table of closed-loop")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            report.read(path)
+    path.write_text(json.dumps({"rows": [DENSE]}))
+    assert report.read(path, "drive")["rows"] == [DENSE]
+    with pytest.raises(ConfigError, match="did you mean 'drive'"):
+        report.read(path, "drve")

@@ -144,6 +144,20 @@ def draw(
     emit(result, as_json)
 
 
+@app.command()
+def show(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="results/*.json")],
+    suite: Annotated[str, typer.Option(help="Only rows of this suite, such as pooled.")] = "",
+    as_json: Json = False,
+) -> None:
+    """A table of closed-loop episodes as Markdown, as it stands in a README."""
+    from vla_prune import report
+
+    document = report.read(results, suite)
+    sys.stdout.write(report.markdown(document["rows"]))
+    emit(document, as_json)
+
+
 def main() -> None:
     """Run; turn the user's mistakes into one sentence and exit code 2."""
     for point in entry_points(group="vla_prune.commands"):

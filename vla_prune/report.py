@@ -5,6 +5,7 @@ Knows no policy and no simulator.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+
+from vla_prune.errors import ConfigError, MissingError, did_you_mean
 
 
 def paired_interval(
@@ -47,6 +50,31 @@ def commit(folder: Path | None = None) -> str:
         return f"{head}+changes" if _git(where, "status", "--porcelain", "-uno") else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def read(path: Path, suite: str = "") -> dict[str, Any]:
+    """A results document of a closed-loop table, whole or one suite's rows.
+
+    Raises:
+        MissingError: no such file.
+        ConfigError: not a table of closed-loop episodes.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: no such results file; 'vla-prune run' writes them.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    rows = document.get("rows") if isinstance(document, dict) else None
+    if not rows or any("diff_ci" not in row or "suite" not in row for row in rows):
+        raise ConfigError(
+            f"{path}: no table of closed-loop episodes (rows with 'suite' and 'diff_ci'); "
+            "give what 'vla-prune run' wrote."
+        )
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    if suite and suite not in suites:
+        raise did_you_mean(str(path), "suite", suite, suites)
+    return document | {"rows": [row for row in rows if suite in ("", row["suite"])]}
 
 
 def _git(folder: Path, *args: str) -> str:
@@ -98,3 +126,60 @@ def cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " to ".join(cell(item) for item in value)
     return str(value)
+
+
+# What a table of closed-loop episodes shows, in this order; other numbers of a row stand between.
+_FIRST = ("suite", "row", "kept", "episodes")
+_LAST = ("points to dense", "visual tokens", "LLM multiply-accumulates", "LLM time")
+_SHOWN_OTHERWISE = {
+    *("suite", "recipe", "driver", "variant", "control", "keep_ratio", "episodes", "errors"),
+    *("diff", "diff_ci", "tokens", "macs", "time_ratio"),
+}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of a closed-loop table as the Markdown that stands in a README."""
+    parts = [name for name in dict.fromkeys(k for r in rows for k in r) if _is_part(name, rows)]
+    suites = len({row["suite"] for row in rows}) > 1
+    columns = [*_FIRST[0 if suites else 1 :], *parts, *_LAST]
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = _cells(row, parts)
+        lines.append("| " + " | ".join(cells[column] for column in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _is_part(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    if name in _SHOWN_OTHERWISE:
+        return False
+    return all(isinstance(row.get(name), int | float | None) for row in rows)
+
+
+def _cells(row: Mapping[str, Any], parts: Sequence[str]) -> dict[str, str]:
+    name = row.get("variant") or row.get("recipe") or row["driver"]
+    if row.get("control", "none") != "none":
+        name += ", " + row["control"].replace("_", " ")
+    if row.get("errors"):
+        name += f" ({row['errors']} errors)"
+    low, high = row["diff_ci"]
+    cells = {
+        "suite": row["suite"].removeprefix("libero_"),
+        "row": name,
+        "kept": _kept(row),
+        "episodes": str(row["episodes"]),
+        "points to dense": f"{100 * row['diff']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})",
+        "visual tokens": _number(row.get("tokens"), ".0f"),
+        "LLM multiply-accumulates": _number(row.get("macs"), ".0f", 1e-6, " M"),
+        "LLM time": _number(row.get("time_ratio"), ".2f"),
+    }
+    return cells | {part: _number(row.get(part), ".1f", 100.0, "%") for part in parts}
+
+
+def _kept(row: Mapping[str, Any]) -> str:
+    if "driver" in row:
+        return "-"
+    return "0%" if row.get("tokens") == 0 else f"{100 * row['keep_ratio']:g}%"
+
+
+def _number(value: float | None, form: str, factor: float = 1.0, unit: str = "") -> str:
+    return "-" if value is None else f"{value * factor:{form}}{unit}"
