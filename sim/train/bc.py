@@ -198,7 +198,7 @@ class Trainer:
             labels, positions = labels.gather(1, index), index + model.visual_offset
         proprio = self.statistics.normalise_proprio(None, batch.proprio.to(device))
         if model.training:
-            proprio = proprio + 0.02 * torch.randn_like(proprio)
+            proprio = proprio + self.args.state_noise * torch.randn_like(proprio)
         inputs = model.build_inputs(visual, ids, proprio, mask, positions)
         hidden = model.decode(inputs)
         predicted = model.predict_chunk(hidden, inputs).float()
@@ -342,6 +342,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spare", nargs="*", default=[], help="patch classes never dropped")
     parser.add_argument("--dense-tail", type=float, default=0.1)
     parser.add_argument("--shift", type=int, default=2)
+    parser.add_argument("--state-noise", type=float, default=0.02, help="on the state in [-1, 1]")
     parser.add_argument("--tower-from", help="model.safetensors whose image tower to begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

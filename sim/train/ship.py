@@ -1,16 +1,19 @@
 """Put a trained pocket policy where the package finds it: float16 weights and a model card.
 
-Example::
+Two steps, because success is measured on what is shipped::
 
-    python -m vla_prune_sim.train.ship --run runs/pocket/libero_spatial --suite libero_spatial
+    python -m vla_prune_sim.train.ship --suite drive --run runs/pocket/drive --data "..."
+    python -m vla_prune_sim.train.ship --suite drive --results results/drive_pocket.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -18,50 +21,109 @@ from tokenizers import Tokenizer
 from vla_prune import report
 from vla_prune.models.openvla import OpenVLA
 
+SUCCESS = "## Success"
+# A column of the learning curve, its key, and what the trainer's weight on it is undone by.
+COLUMNS = (
+    ("action", "action", 1.0),
+    ("gripper", "gripper", 4.0),
+    ("token class", "token", 1 / 0.15),
+    ("offset", "offset", 1 / 3.0),
+)
 
-def main() -> None:
-    """Convert and describe."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", required=True, type=Path)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--looks", default="stand-in assets, no shadows, no reflections")
-    args = parser.parse_args()
-    target = Path(str(resources.files("vla_prune"))) / "models" / f"pocket_{args.suite}"
-    model = OpenVLA.from_pretrained(args.run / "policy").to(torch.float16)
-    model.save_pretrained(target, Tokenizer.from_file(str(args.run / "policy" / "tokenizer.json")))
-    lines = [json.loads(line) for line in (args.run / "curve.jsonl").read_text().splitlines()]
-    curve = list({line["step"]: line for line in lines if "action" in line}.values())
-    settings = json.loads((args.run / "settings.json").read_text())
+
+def ship(run: Path, target: Path, suite: str, data: str) -> None:
+    """Weights, words, statistics and the card, from a folder of :mod:`vla_prune_sim.train.bc`."""
+    model = OpenVLA.from_pretrained(run / "policy").to(torch.float16)
+    model.save_pretrained(target, Tokenizer.from_file(str(run / "policy" / "tokenizer.json")))
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    lines = (run / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in map(json.loads, lines) if "action" in line]
+    text = card(model, suite, data, settings, list({s["step"]: s for s in steps}.values()))
+    (target / "README.md").write_text(text, encoding="utf-8")
+
+
+def card(
+    model: OpenVLA,
+    suite: str,
+    data: str,
+    settings: Mapping[str, Any],
+    curve: list[Mapping[str, float]],
+) -> str:
+    """The model card, all but the success."""
     config = model.config
-    card = (
+    return (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
         .format(
-            suite=args.suite,
+            suite=suite,
             parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+            views=len(config.views),
             tokens=config.n_visual // len(config.views),
             layers=config.llm["num_hidden_layers"],
             width=config.llm["hidden_size"],
             chunk=config.chunk,
             frames=curve[-1]["frames"],
-            looks=args.looks,
+            data=data,
             steps=curve[-1]["step"],
             batch=settings["batch"],
             lr=settings["lr"],
             seed=settings["seed"],
-            keep=" or ".join(f"{k:g}" for k in sorted(set(settings["keep"]))),
-            tail=settings["dense_tail"],
+            dropout=_dropout(settings),
             commit=report.commit(),
             processor=report.machine()["processor"],
+            curve=_curve(curve),
         )
     )
+
+
+def add_success(text: str, results: Path, suite: str) -> str:
+    """The card with what a results file says of this policy, in place of what it said before."""
+    document = report.read(results, suite)
+    return (
+        f"{text.split(SUCCESS)[0].rstrip()}\n\n{SUCCESS}\n\n"
+        f"`{document['command']}` ({results.name}, commit {document['commit']}).\n\n"
+        f"{report.markdown(document['rows'])}"
+    )
+
+
+def _dropout(settings: Mapping[str, Any]) -> str:
+    shares = " or ".join(f"{share:g}" for share in sorted(set(settings["keep"])))
+    spared = settings.get("spare")
+    but = f", patches that show {' or '.join(spared)} spared" if spared else ""
+    tail = f"all in the last {settings['dense_tail']:.0%} of the steps"
+    return f"random {shares} of the visual tokens kept while training{but}, {tail}"
+
+
+def _curve(curve: list[Mapping[str, float]]) -> str:
+    known = [(name, key, factor) for name, key, factor in COLUMNS if key in curve[-1]]
+    rows = ["| step | " + " | ".join(name for name, _, _ in known) + " |"]
+    rows.append("|---" * (1 + len(known)) + "|")
     stride = max(1, len(curve) // 12)
     for line in [*curve[::stride][:-1], curve[-1]]:
-        values = (line["action"], line["gripper"] * 4, line["token"] / 0.15, line["offset"] / 3.0)
-        cells = " | ".join(f"{value:.3f}" for value in values)
-        card += f"| {line['step']} | {cells} |\n"
-    card += "\nGripper and token class are losses; the offset is in metres.\n"
-    (target / "README.md").write_text(card, encoding="utf-8")
+        cells = " | ".join(f"{line[key] * factor:.3f}" for _, key, factor in known)
+        rows.append(f"| {line['step']} | {cells} |")
+    return "\n".join(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--run", type=Path, help="a trainer's folder: ship its weights")
+    parser.add_argument("--data", help="what it was trained on, after 'N frames of'")
+    parser.add_argument("--results", type=Path, help="write these rows into the card")
+    parser.add_argument("--models", type=Path, help="the package's own folder, if not given")
+    args = parser.parse_args(argv)
+    models = args.models or Path(str(resources.files("vla_prune"))) / "models"
+    target = models / f"pocket_{args.suite}"
+    if bool(args.run) != bool(args.data):
+        parser.error("--run and --data belong together.")
+    if args.run:
+        ship(args.run, target, args.suite, args.data)
+    if args.results:
+        path = target / "README.md"
+        text = add_success(path.read_text(encoding="utf-8"), args.results, args.suite)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 h5py = pytest.importorskip("h5py")
 
 from safetensors import safe_open  # noqa: E402
-from vla_prune_sim.train import bc  # noqa: E402
+from vla_prune_sim.train import bc, ship  # noqa: E402
 
 from vla_prune.models.openvla import OpenVLA  # noqa: E402
 
@@ -68,7 +68,15 @@ def test_training_lowers_the_loss_and_leaves_a_policy_that_loads(demos, tmp_path
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     model = OpenVLA.from_pretrained(tmp_path / "policy")
     assert model.config.views == tuple(VIEWS)
-    assert (tmp_path / "policy" / "tokenizer.json").is_file()
+    line = f"--suite drive --run {tmp_path} --models {tmp_path}"
+    ship.main([*line.split(), "--data", "toy drives"])
+    shipped = tmp_path / "pocket_drive"
+    card = (shipped / "README.md").read_text(encoding="utf-8")
+    assert "48 frames of toy drives" in card
+    assert "two views" not in card
+    assert "| step | action | token class | offset |" in card
+    assert next(OpenVLA.from_pretrained(shipped).parameters()).dtype == torch.float16
+    assert 2 * 1.5e6 < (shipped / "model.safetensors").stat().st_size < 2 * 2e6
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) -> None:
@@ -112,3 +120,19 @@ def test_spared_classes_are_dropped_last(demos, tmp_path) -> None:
 def test_a_class_that_does_not_exist_is_named(demos, tmp_path) -> None:
     with pytest.raises(SystemExit, match="no patch class lorry; these demonstrations know back"):
         trainer(demos, tmp_path, 4, "--spare", "lorry")
+
+
+def test_the_card_says_what_was_measured_last(tmp_path) -> None:
+    row = {"suite": "drive", "recipe": "dense", "keep_ratio": 1.0, "episodes": 3, "score": 0.5}
+    row |= {"diff": 0.0, "diff_ci": [0.0, 0.0]}
+    about = {"command": "vla-prune run a.yaml", "commit": "abc", "rows": [row]}
+    results = tmp_path / "a.json"
+    card = "# pocket-drive\n\nText.\n"
+    for score in (0.5, 0.75):
+        results.write_text(json.dumps(about | {"rows": [row | {"score": score}]}))
+        card = ship.add_success(card, results, "drive")
+    assert card.startswith(
+        "# pocket-drive\n\nText.\n\n## Success\n\n`vla-prune run a.yaml` (a.json"
+    )
+    assert "| dense | 100% | 3 | 75.0% |" in card
+    assert "50.0%" not in card
