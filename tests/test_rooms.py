@@ -18,10 +18,11 @@ ORDER = [
     ("models",),
     ("config",),
     ("adapters",),
+    ("recon",),
     ("policy", "runtime"),
     ("report",),
     ("build",),
-    ("bench", "draw", "doctor"),
+    ("bench", "draw", "doctor", "tune"),
     ("cli",),
 ]
 RANK = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
@@ -61,7 +62,11 @@ def test_a_room_uses_only_rooms_above_it(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_models_and_adapters_know_transformers(path: Path) -> None:
     uses = any(module.split(".")[0] == "transformers" for module in imports(path))
-    assert not uses or path.relative_to(ROOT / "vla_prune").parts[0] in ("models", "adapters")
+    assert not uses or path.relative_to(ROOT / "vla_prune").parts[0] in (
+        "models",
+        "adapters",
+        "recon",
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,10 @@ def test_no_file_imports_torchvision_or_timm(path: Path) -> None:
     assert not {m.split(".")[0] for m in imports(path)} & {"torchvision", "timm"}
 
 
-@pytest.mark.parametrize("module", ["vla_prune.types", "vla_prune.errors", "vla_prune.runtime"])
+@pytest.mark.parametrize(
+    "module",
+    [f"vla_prune.{n}" for n in ("types", "errors", "runtime", "tune.controller", "tune.latency")],
+)
 def test_the_robot_side_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,7 @@ from vla_prune.budgets import BUDGETS
 from vla_prune.errors import ConfigError, did_you_mean
 from vla_prune.pruner import ActionHistory, Cut, Pruner
 from vla_prune.scorers import SCORERS
-from vla_prune.selectors import SELECTORS
+from vla_prune.selectors import SELECTORS, Floors
 
 ADAPTERS = {
     "bare_decoder": "vla_prune.adapters.bare:build",
@@ -20,6 +20,8 @@ ADAPTERS = {
     "pi0": "vla_prune.adapters.pi0:build",
     "qwen2_5_vl": "vla_prune.adapters.qwen_vl:build",
 }
+
+COMMON = ("selector", "floors")  # keys of a cut that a recipe may give for all of its cuts
 
 
 def build_recipe(
@@ -30,19 +32,32 @@ def build_recipe(
 ) -> Pruner:
     """A recipe by name or path.
 
+    ``cuts`` is a list, or a mapping of any names to cuts, so that a recipe that extends another
+    can change one of them, or take it out with ``null``. A ``selector`` or ``floors`` beside
+    ``cuts`` holds for every cut that has none of its own.
+
     Args:
         name: a file of ``configs/recipe`` or a path.
-        keep_ratio: replaces that of every constant or per-view budget.
+        keep_ratio: what the last cut keeps. Earlier ones keep as much more as they do in the
+            recipe, at most all: if it says 0.5 and then 0.25, 0.1 makes it 0.2 and 0.1. Budgets
+            without a ratio stay.
         overrides: ``a.b=c`` strings on the recipe's keys.
         cut_layer: moves the decoder cut of the recipe to this layer, for decoders of another
             depth.
     """
     data = config.load(name, overrides, kind="recipe")
     where = f"recipe {name!r}"
-    _known(where, data, ("name", "cuts", "history"))
-    cuts = []
-    for number, entry in enumerate(data.get("cuts") or []):
-        cuts.append(_cut(f"{where}: cuts[{number}]", entry, keep_ratio, cut_layer))
+    _known(where, data, ("name", "cuts", "history", *COMMON))
+    entries = data.get("cuts") or []
+    named = entries if isinstance(entries, Mapping) else dict(enumerate(entries))
+    common = {key: data[key] for key in COMMON if key in data}
+    cuts = [
+        _cut(f"{where}: cuts[{key}]", {**common, **entry}, cut_layer)
+        for key, entry in named.items()
+        if entry is not None
+    ]
+    if keep_ratio is not None:
+        cuts = _kept(cuts, keep_ratio)
     history = data.get("history")
     if history is not None:
         config.check_keys(f"{where}: history", ActionHistory, history)
@@ -50,8 +65,21 @@ def build_recipe(
     return Pruner(tuple(cuts), history, data.get("name", str(name)))
 
 
-def _cut(where: str, entry: Mapping[str, Any], keep_ratio: float | None, layer: int | None) -> Cut:
-    _known(where, entry, ("site", "scorers", "selector", "budget"))
+def _kept(cuts: Sequence[Cut], keep_ratio: float) -> list[Cut]:
+    """The same cuts, scaled so that the last one that has a ratio keeps this one."""
+    ratios = [getattr(cut.budget, "keep_ratio", None) for cut in cuts]
+    last = next((ratio for ratio in reversed(ratios) if ratio is not None), None)
+    made = []
+    for cut, ratio in zip(cuts, ratios, strict=True):
+        if ratio is not None:
+            kept = keep_ratio if ratio == last else min(1.0, keep_ratio * ratio / last)
+            cut = replace(cut, budget=replace(cut.budget, keep_ratio=kept))
+        made.append(cut)
+    return made
+
+
+def _cut(where: str, entry: Mapping[str, Any], layer: int | None) -> Cut:
+    _known(where, entry, ("site", "scorers", "selector", "budget", "floors"))
     for key in ("site", "selector", "budget"):
         if key not in entry:
             raise ConfigError(
@@ -62,13 +90,13 @@ def _cut(where: str, entry: Mapping[str, Any], keep_ratio: float | None, layer: 
         for i, item in enumerate(entry.get("scorers") or [])
     ]
     budget = make(f"{where}.budget", "budget", BUDGETS, entry["budget"])
-    if keep_ratio is not None and hasattr(budget, "keep_ratio"):
-        budget = replace(budget, keep_ratio=keep_ratio)
     site = str(entry["site"])
     if layer is not None and site.startswith("decoder."):
         site = f"decoder.{layer}"
     selector = make(f"{where}.selector", "selector", SELECTORS, entry["selector"])
-    return Cut(site, tuple(scorers), selector, budget)
+    floors = entry.get("floors") or {}
+    config.check_keys(f"{where}.floors", Floors, floors)
+    return Cut(site, tuple(scorers), selector, budget, Floors(**floors))
 
 
 def make(where: str, kind: str, classes: Mapping[str, type], item: Any) -> Any:

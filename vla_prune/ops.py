@@ -44,7 +44,11 @@ def cosine_distances(features: Tensor) -> Tensor:
 
 
 def maxmin(
-    features: Tensor, k: int, allowed: Tensor | None = None, seeds: Tensor | None = None
+    features: Tensor,
+    k: int,
+    allowed: Tensor | None = None,
+    seeds: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """Greedy max-min diversity: indices of ``k`` tokens that lie far apart, ascending.
 
@@ -60,6 +64,8 @@ def maxmin(
             when fewer than ``k`` are allowed.
         seeds: ``[B, m]`` int64, picks that stand beforehand, all different and ``0 < m <= k``; the
             others are chosen far from them.
+        first: ``[B, N]`` bool, allowed tokens that are picked before all others, as many as there
+            are. Unlike ``seeds`` their number may differ between rows.
 
     Returns:
         ``[B, k]`` int64.
@@ -77,6 +83,9 @@ def maxmin(
     if allowed is not None:
         nearest = nearest.masked_fill(~allowed, -4.0)
         distance = distance.masked_fill(~allowed[:, None, :], -4.0)
+    if first is not None:  # above every distance
+        nearest = nearest + 8.0 * first
+        distance = distance + 3.0 * first[:, None, :]
     rows = distance.masked_fill(diagonal, -8.0).view(batch * n, n)
     base = torch.arange(batch, device=features.device) * n
     if seeds is None:

@@ -7,7 +7,7 @@ read, hands it a :class:`TokenView` at every site, and gathers whatever it says 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from vla_prune.budgets import Budget
 from vla_prune.clock import StageClock
 from vla_prune.errors import ConfigError, ShapeError, UnsupportedError
 from vla_prune.scorers import Scorer
-from vla_prune.selectors import Selector
+from vla_prune.selectors import Floors, Selector
+from vla_prune.selectors.floors import fill, lift
 from vla_prune.tokens import History, TokenLayout, TokenView
 from vla_prune.types import PolicyState
 
@@ -33,12 +34,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut: where, by which signals, how many, which set."""
+    """One cut: where, by which signals, how many, which set, and what is kept whatever it says."""
 
     site: str
     scorers: tuple[Scorer, ...]
     selector: Selector
     budget: Budget
+    floors: Floors = field(default_factory=Floors)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -55,16 +57,24 @@ class ActionHistory:
         layer: decoder layer whose action rows are read; None for ``L // 2 - 1`` (layer 15 of 32,
             as in the VLA-Pruner release).
         warmup: run dense until the window is full, as the release does.
+        refresh: run dense at every so many calls, the first included, so that the actions look at
+            every token again; 0 for never.
     """
 
     window: int = 3
     layer: int | None = None
     warmup: bool = False
+    refresh: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse windows that hold nothing."""
+        """Refuse windows that hold nothing, and refreshes that never or always come."""
         if self.window < 1:
             raise ConfigError(f"history: window {self.window} remembers nothing; give 1 or more.")
+        if self.refresh < 0 or self.refresh == 1:
+            raise ConfigError(
+                f"history: refresh {self.refresh} cannot be; give 2 or more calls from one dense "
+                "call to the next, or 0 for none."
+            )
 
 
 @dataclass(frozen=True)
@@ -127,10 +137,12 @@ class Pruner:
             cut.budget.keep(layout)
 
     def warming_up(self, state: PolicyState) -> bool:
-        """Whether this state's next call runs dense because its history is still too short."""
-        if self.history is None or not self.history.warmup:
+        """Whether this state's next call runs dense: its history is too short, or is refreshed."""
+        if self.history is None:
             return False
-        return len(state.history.get(ACTION, ())) < self.history.window
+        if self.history.refresh and state.tick % self.history.refresh == 0:
+            return True
+        return self.history.warmup and len(state.history.get(ACTION, ())) < self.history.window
 
     def begin(
         self,
@@ -177,21 +189,30 @@ class PruneCall:
         """Whether the adapter should read the action rows' attention."""
         return self.pruner.history is not None
 
-    def cut(self, site: str, view: TokenView) -> tuple[Tensor | None, tuple[int, ...]]:
+    def cut(self, site: str, view: TokenView) -> tuple[Tensor | None, tuple[int, ...] | None]:
         """Decide what stays at a site.
 
         Returns:
             Columns ``[B, K]`` of the view, ascending, or None if all stay; and the new counts per
-            view.
+            view, None where the rows of the batch may differ in them.
         """
         cut = self.cuts[site]
-        wanted = cut.budget.keep(self.layout)
-        counts = tuple(min(k, n) for k, n in zip(wanted, view.counts, strict=True))
-        if counts == view.counts:
+        wanted, least = cut.budget.keep(self.layout), cut.budget.least(self.layout)
+        counts, present = None, view.index.shape[1]
+        if view.counts is not None and wanted == least:
+            counts = tuple(min(k, n) for k, n in zip(wanted, view.counts, strict=True))
+        total = min(sum(wanted), present) if counts is None else sum(counts)
+        if total == present:
             self.kept[site] = view.index
-            return None, counts
+            return None, view.counts
         with self.clock.stage("selection"):
-            columns = self._select(cut, view, counts)
+            scores = self._scores(cut, view) if total else None
+            if scores is None:
+                columns = torch.zeros_like(view.index[:, :0])
+            elif counts is None:
+                columns = _pooled(cut, scores, view, total, least)
+            else:
+                columns = _view_by_view(cut, scores, view, counts)
             self.kept[site] = view.index.gather(1, columns)
         return columns, counts
 
@@ -235,23 +256,12 @@ class PruneCall:
             entries.append((values[row], observed[row]))
             del entries[: -self.pruner.history.window]
 
-    def _select(self, cut: Cut, view: TokenView, counts: tuple[int, ...]) -> Tensor:
-        """Scores of all tokens at once, then the selector view by view."""
-        if sum(counts) == 0:
-            return torch.zeros_like(view.index[:, :0])
+    def _scores(self, cut: Cut, view: TokenView) -> Tensor:
+        """``[S, B, N]`` of all tokens at once."""
         scores = [scorer.score(view).float() for scorer in cut.scorers]
         stacked = torch.stack(scores) if scores else view.tokens.new_zeros((0, *view.index.shape))
         self._finite.append((cut.site, torch.isfinite(stacked).all()))
-        picks, start = [], 0
-        for number, (n, k) in enumerate(zip(view.counts, counts, strict=True)):
-            part = view.columns(start, start + n, number)
-            if k == n:
-                columns = torch.arange(n, device=view.index.device).expand(view.index.shape[0], n)
-            else:
-                columns = cut.selector.select(stacked[:, :, start : start + n], part, k)
-            picks.append(columns + start)
-            start += n
-        return torch.cat(picks, dim=1)
+        return stacked
 
     def _stack(self, states: Sequence[PolicyState]) -> tuple[Tensor, Tensor] | None:
         """Histories as ``[B, W, M]`` values and observed flags, newest last, empty ones first."""
@@ -266,6 +276,30 @@ class PruneCall:
                 values[row, -back] = value
                 observed[row, -back] = seen
         return values, observed
+
+
+def _view_by_view(cut: Cut, scores: Tensor, view: TokenView, counts: tuple[int, ...]) -> Tensor:
+    """Columns ``[B, K]``: a fixed number of each camera view."""
+    picks, start = [], 0
+    for number, (n, k) in enumerate(zip(view.counts, counts, strict=True)):
+        part = view.columns(start, start + n, number)
+        if k == n:
+            columns = torch.arange(n, device=view.index.device).expand(view.index.shape[0], n)
+        else:
+            taken = cut.floors.take(part, k)
+            columns = fill(cut.selector, taken, scores[:, :, start : start + n], part, k)
+        picks.append(columns + start)
+        start += n
+    return torch.cat(picks, dim=1)
+
+
+def _pooled(
+    cut: Cut, scores: Tensor, view: TokenView, total: int, least: tuple[int, ...]
+) -> Tensor:
+    """Columns ``[B, total]``: one choice over all camera views, none below its least."""
+    taken = cut.floors.take(view, total)
+    columns = fill(cut.selector, taken, scores, view, total)
+    return lift(columns, taken, scores, view, least) if any(least) else columns
 
 
 def _short(offers: Mapping[str, frozenset[str]]) -> str:

@@ -43,6 +43,11 @@ class TokenLayout:
         """Tokens of all views before any cut."""
         return sum(self.sizes)
 
+    def view_of(self, index: Tensor) -> Tensor:
+        """Number of the view in which each grid index lies: int64 of the same shape."""
+        edges = torch.tensor(self.sizes, device=index.device).cumsum(0)
+        return torch.bucketize(index.contiguous(), edges, right=True)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -84,20 +89,23 @@ class TokenView:
         features: ``[B, N, D]`` the same tokens as they left the projector.
         index: ``[B, N]`` their grid indices, ascending.
         layout: the grids that ``index`` counts over.
-        counts: present tokens of each view; columns are ordered by view.
+        counts: present tokens of each view; columns are ordered by view. None where rows differ.
         attention: row kind -> :class:`Rows`; only the kinds that were asked for.
         history: action attention of earlier steps, if the recipe keeps any.
         tick: ``[B]`` policy calls made before this one with each state.
+        encoded: ``[B, N, E]`` the same tokens as they left the vision encoder, before any
+            projector; only at the site ``projector``, of models that pass them on.
     """
 
     tokens: Tensor
     features: Tensor
     index: Tensor
     layout: TokenLayout
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | None
     attention: Mapping[str, Rows] = field(default_factory=dict)
     history: History | None = None
     tick: Tensor | None = None
+    encoded: Tensor | None = None
 
     def columns(self, start: int, stop: int, view: int) -> TokenView:
         """The tokens of one camera view alone: columns ``start`` to ``stop``."""
@@ -114,6 +122,33 @@ class TokenView:
             },
             history=self.history
             and History(self.history.values[..., cut], self.history.observed[..., cut]),
+            encoded=None if self.encoded is None else self.encoded[:, cut],
+        )
+
+    def take(self, columns: Tensor) -> TokenView:
+        """The tokens at ``columns`` ``[B, K]`` alone."""
+        pick = lambda x: x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))  # noqa: E731
+        attention = {
+            kind: Rows(
+                rows.total.gather(1, columns),
+                rows.count,
+                rows.expected.expand_as(rows.total).gather(1, columns),
+            )
+            for kind, rows in self.attention.items()
+        }
+        history = self.history
+        if history is not None:
+            past = columns[:, None].expand(-1, history.values.shape[1], -1)
+            history = History(history.values.gather(2, past), history.observed.gather(2, past))
+        return replace(
+            self,
+            tokens=pick(self.tokens),
+            features=pick(self.features),
+            index=self.index.gather(1, columns),
+            counts=None,
+            attention=attention,
+            history=history,
+            encoded=None if self.encoded is None else pick(self.encoded),
         )
 
 

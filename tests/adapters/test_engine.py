@@ -126,12 +126,12 @@ def test_an_attached_model_is_dense_outside_of_calls(host: Host, scorer):
 # --- what stays -------------------------------------------------------------------------------
 
 
-def final_rows(host: Host, pruner: Pruner, rows: list[int]):
+def final_rows(host: Host, pruner: Pruner, rows: list[int], states=None):
     """Output, call, and all rows that survived the prefill, after the decoder's last norm."""
     seen = []
     handle = host.decoder.norm.register_forward_hook(lambda _m, _a, out: seen.append(out))
     try:
-        output, running = call(host, pruner, rows)
+        output, running = call(host, pruner, rows, states)
     finally:
         handle.remove()
     return output, running, seen[0]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vla_prune.budgets import BUDGETS, ConstantBudget, PerViewBudget, TokensBudget
+from vla_prune.budgets import (
+    BUDGETS,
+    ConstantBudget,
+    PerViewBudget,
+    SharedBudget,
+    TokensBudget,
+)
 from vla_prune.errors import ConfigError
 from vla_prune.tokens import TokenLayout, ViewGrid
 
@@ -65,5 +71,30 @@ def test_a_keep_ratio_outside_of_its_range(keep_ratio):
         PerViewBudget(0.5, {"wrist": keep_ratio})
 
 
+@pytest.mark.parametrize(
+    "budget", [ConstantBudget(0.25), PerViewBudget(0.25, {"wrist": 1.0}), TokensBudget(3)]
+)
+def test_a_fixed_split_leaves_nothing_to_the_scores(budget):
+    assert budget.least(LAYOUT) == budget.keep(LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("floor", "least"), [(0.0, (0, 0)), (0.25, (16, 0)), (0.5, (32, 1)), (1.0, (64, 2))]
+)
+def test_a_shared_total_is_that_of_constant_above_a_floor_per_view(floor, least):
+    budget = SharedBudget(0.25, floor)
+    assert budget.keep(LAYOUT) == ConstantBudget(0.25).keep(LAYOUT)
+    assert budget.least(LAYOUT) == least
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])
+def test_a_floor_is_a_share(floor):
+    with pytest.raises(ConfigError, match=r"shared: floor (-0\.1|1\.1|nan) is not in \[0, 1\]"):
+        SharedBudget(0.5, floor)
+    with pytest.raises(ConfigError, match=r"shared: keep_ratio 0\.0 is not in"):
+        SharedBudget(0.0)
+
+
 def test_every_budget_is_tested_here():
-    assert set(BUDGETS.values()) == {ConstantBudget, PerViewBudget, TokensBudget}
+    known = {ConstantBudget, PerViewBudget, SharedBudget, TokensBudget}
+    assert set(BUDGETS.values()) == known

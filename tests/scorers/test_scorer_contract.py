@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -18,9 +18,19 @@ from vla_prune.tokens import History, Rows, TokenLayout, TokenView, ViewGrid
 LAYOUT = TokenLayout((ViewGrid("front", 4, 5), ViewGrid("wrist", 3, 3)))
 N, WINDOW = LAYOUT.total, 3
 
+
+@dataclass(frozen=True)
+class Brightness:
+    """A network without weights in place of the trained one, which a recipe brings along."""
+
+    def __call__(self, tokens: Tensor, places: Tensor, views: int) -> Tensor:
+        return tokens.mean(dim=-1) + 0.1 * places[..., 1] / views
+
+
 KINDS = ("last", "prompt", "prefill", "action")
 VARIANTS: dict[str, tuple[dict, ...]] = {
     "action_history": ({}, {"form": "paper"}, {"decay": 0.5, "floor": 0.0}),
+    "foreground": ({"network": Brightness()},),
     "semantic": (*({"rows": kind} for kind in KINDS), {"debias": True}),
     "random": ({}, {"seed": 7}),
 }
@@ -56,6 +66,7 @@ def example(seed: int = 0) -> TokenView:
         },
         history=History(uniform(2, WINDOW, N), uniform(2, WINDOW, N) > 0.3),
         tick=torch.tensor([4, 9]),
+        encoded=torch.randn(2, N, 5, generator=draw),
     )
 
 
@@ -71,6 +82,7 @@ def select_columns(view: TokenView, columns: Tensor) -> TokenView:
             for kind, rows in view.attention.items()
         },
         history=History(view.history.values[..., columns], view.history.observed[..., columns]),
+        encoded=view.encoded[:, columns],
     )
 
 
@@ -88,6 +100,7 @@ def sample(view: TokenView, row: int) -> TokenView:
         },
         history=History(view.history.values[one], view.history.observed[one]),
         tick=view.tick[one],
+        encoded=view.encoded[one],
     )
 
 
@@ -142,6 +155,7 @@ def test_only_declared_needs_are_read(scorer: Scorer):
         view,
         attention={kind: view.attention[kind] for kind in kinds},
         history=view.history if "history" in scorer.needs else None,
+        encoded=view.encoded if "encoded" in scorer.needs else None,
     )
     assert torch.equal(scorer.score(bare), scorer.score(view))
 
@@ -201,6 +215,7 @@ def test_no_tensor_value_is_looked_at(scorer: Scorer, selector: Selector):
         },
         history=History(view.history.values.to("meta"), view.history.observed.to("meta")),
         tick=view.tick.to("meta"),
+        encoded=view.encoded.to("meta"),
     )
     columns = selector.select(scored(scorer, selector, meta), meta, 7)
     assert (columns.device.type, columns.shape) == ("meta", (2, 7))

@@ -9,7 +9,10 @@ from torch import Tensor
 from vla_prune.errors import ConfigError
 from vla_prune.ops import maxmin
 from vla_prune.selectors import (
+    AgreementSelector,
     MaxMinSelector,
+    RankedMaxSelector,
+    RankedSumSelector,
     RankedUnionSelector,
     SeededMaxMinSelector,
     TopKSelector,
@@ -59,9 +62,19 @@ def test_the_set_moves_with_the_tokens(selector):
     assert kept(order[moved]) == kept(straight)
 
 
-@pytest.mark.parametrize(
-    "selector", [MaxMinSelector(), UnionMaxMinSelector(), SeededMaxMinSelector()]
-)
+DIVERSE = [MaxMinSelector(), UnionMaxMinSelector(), SeededMaxMinSelector(), AgreementSelector()]
+RANKED = [
+    UnionMaxMinSelector(),
+    RankedUnionSelector(),
+    SeededMaxMinSelector(),
+    RankedMaxSelector(),
+    RankedSumSelector(),
+    RankedSumSelector([1.0, 3.0]),
+    AgreementSelector(),
+]
+
+
+@pytest.mark.parametrize("selector", DIVERSE)
 @pytest.mark.parametrize("features", [torch.ones(2, N, 5), torch.zeros(2, N, 5)])
 def test_identical_features_do_not_loop(selector, features):
     scores = draw(min(selector.signals[1], 2), 2, N)
@@ -86,9 +99,7 @@ def test_union_of_signals_that_agree_is_their_topk():
     assert torch.equal(columns, TopKSelector().select(scores, view(), 8))
 
 
-@pytest.mark.parametrize(
-    "selector", [UnionMaxMinSelector(), RankedUnionSelector(), SeededMaxMinSelector()]
-)
+@pytest.mark.parametrize("selector", RANKED)
 @pytest.mark.parametrize("signal", [0, 1])
 @pytest.mark.parametrize("factor", [1e-4, 3.0, 1e4])
 def test_scaling_one_signal_changes_nothing(selector, signal: int, factor: float):
@@ -106,10 +117,19 @@ def test_ranked_union_holds_the_best_of_every_signal():
             assert set(scores[signal, row].topk(3).indices.tolist()) <= kept(columns)[row]
 
 
-@pytest.mark.parametrize("coverage", [0.0, 0.25])
-def test_a_signal_that_says_nothing_changes_nothing(coverage: float):
+@pytest.mark.parametrize(
+    "selector",
+    [
+        RankedUnionSelector(0.0),
+        RankedUnionSelector(0.25),
+        RankedMaxSelector(),
+        RankedSumSelector(),
+        AgreementSelector(),
+    ],
+)
+def test_a_signal_that_says_nothing_changes_nothing(selector):
     """Ranks of equal scores must not follow the raster."""
-    selector, scores = RankedUnionSelector(coverage), draw(1, 2, N)
+    scores = draw(1, 2, N)
     silent = torch.cat([scores, torch.full((1, 2, N), 0.7)])
     alone = selector.select(scores, view(), 8)
     assert torch.equal(selector.select(silent, view(), 8), alone)
@@ -174,3 +194,95 @@ def test_seeded_maxmin_finds_what_no_signal_prefers():
 def test_the_seeds_are_a_share(share: float):
     with pytest.raises(ConfigError, match=r"share -?\d\.1 is not in \[0, 1\]"):
         SeededMaxMinSelector(share)
+
+
+# --- maximum, sum, agreement -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selector", [RankedMaxSelector(), RankedSumSelector()])
+def test_without_evidence_the_choice_is_spread_over_the_view(selector):
+    """An empty history is no reason to keep the raster's first."""
+    columns = selector.select(torch.zeros(2, 1, N), view(), 4)[0]
+    assert len({(c // COLS * 2 // ROWS, c % COLS * 2 // COLS) for c in columns.tolist()}) == 4
+
+
+def test_the_maximum_keeps_what_any_signal_wants_the_sum_what_all_want():
+    """Token 3 is first for one signal and last for the other; token 4 is second for both."""
+    ranks = torch.arange(N).float().roll(5)
+    scores = torch.stack([ranks, ranks])[:, None].clone()  # all in the same order
+    scores[0, 0, 3], scores[1, 0, 3] = 99.0, -99.0
+    scores[:, 0, 4] = 50.0
+    # For the maximum 3 is first, for the sum it is mediocre.
+    assert 3 in kept(RankedMaxSelector().select(scores, view(), 2))[0]
+    assert 3 not in kept(RankedSumSelector().select(scores, view(), 2))[0]
+    assert 4 in kept(RankedSumSelector().select(scores, view(), 2))[0]
+
+
+def test_weights_choose_who_decides():
+    scores = draw(2, 2, N)
+    for weights, decides in (([1.0, 0.0], 0), ([0.0, 2.0], 1)):
+        columns = RankedSumSelector(weights).select(scores, view(), 8)
+        alone = TopKSelector().select(scores[decides : decides + 1], view(), 8)
+        assert torch.equal(columns, alone)
+    assert RankedSumSelector([1.0, 2.0, 1.0]).signals == (3, 3)
+
+
+@pytest.mark.parametrize("weights", [[-1.0, 2.0], [0.0, 0.0]])
+def test_weights_that_decide_nothing(weights):
+    with pytest.raises(ConfigError, match="must not be negative, and not all 0"):
+        RankedSumSelector(weights)
+
+
+@pytest.mark.parametrize("k", [1, 8, N - 1])
+def test_full_agreement_is_topk(k: int):
+    scores = draw(1, 2, N)
+    columns = AgreementSelector().select(scores.expand(3, -1, -1), view(), k)
+    assert torch.equal(columns, TopKSelector().select(scores, view(), k))
+
+
+def test_no_agreement_is_the_union_thinned_out():
+    """The signals' best eight are other tokens: VLA-Pruner's filter."""
+    order = torch.arange(N).float().expand(2, N)
+    scores = torch.stack([order, -order])
+    columns = AgreementSelector().select(scores, view(), 8)
+    assert torch.equal(columns, UnionMaxMinSelector().select(scores, view(), 8))
+
+
+@pytest.mark.parametrize("k", [6, 12, 20])
+def test_agreed_tokens_stay_and_the_rest_is_as_far_from_them_as_the_disputed_can_be(k: int):
+    scores, seen = draw(2, 2, N, seed=4), view()
+    columns = AgreementSelector().select(scores, seen, k)
+    for row in range(2):
+        best = [set(scores[s, row].topk(k).indices.tolist()) for s in range(2)]
+        agreed, disputed = best[0] & best[1], best[0] ^ best[1]
+        assert 0 < len(agreed) < k
+        assert agreed <= kept(columns)[row] <= agreed | disputed
+        unit = torch.nn.functional.normalize(seen.features[row], dim=-1)
+        picked = sorted(agreed)
+        while len(picked) < k:  # the literal rule
+            left = sorted(disputed - set(picked))
+            gaps = (1 - unit[left] @ unit[picked].T).amin(dim=1)
+            picked.append(left[int(gaps.argmax())])
+        assert kept(columns)[row] == set(picked)
+
+
+def test_the_union_alone_may_lose_what_all_signals_want():
+    """Why the gate is there: twins of the best token fall to diversity, agreed upon or not."""
+    features = torch.eye(N)[None].repeat(2, 1, 1)
+    features[:, :4] = features[:, :1]  # four alike, and all signals want them most
+    scores = torch.arange(N, 0, -1).float().expand(2, 2, N).clone()
+    scores[1, :, 4:] = scores[1, :, 4:].flip(-1)
+    gated = AgreementSelector().select(scores, view(features), 6)
+    union = UnionMaxMinSelector().select(scores, view(features), 6)
+    assert [len(row & {0, 1, 2, 3}) for row in kept(gated)] == [4, 4]
+    assert [len(row & {0, 1, 2, 3}) for row in kept(union)] == [2, 2]
+
+
+def test_first_comes_first_however_many_there_are():
+    first = torch.zeros(2, N, dtype=torch.bool)
+    first[0, [5, 9]] = True
+    first[1, :20] = True
+    picks = kept(maxmin(view().features, 8, first=first))
+    assert {5, 9} <= picks[0]
+    assert picks[1] <= set(range(20))
+    assert torch.equal(maxmin(view().features, 8, first=first & False), maxmin(view().features, 8))

@@ -129,7 +129,7 @@ class BareDecoderAdapter:
     def _sequence(
         self,
         index: Tensor,
-        counts: tuple[int, ...],
+        counts: tuple[int, ...] | None,
         features: Tensor,
         text: int,
         valid: Tensor | None,

@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vla_prune.errors import UnsupportedError
 from vla_prune.ops import gather_tokens, received_attention
 from vla_prune.pruner import PruneCall, Site
-from vla_prune.tokens import Rows, TokenView
+from vla_prune.tokens import Rows, TokenLayout, TokenView
 
 _PREFIX = "vla_prune_"
 _numbers = count()
@@ -69,21 +69,23 @@ class Sequence:
     Attributes:
         start: place of the first visual token.
         index: ``[B, N]`` grid indices of the visual tokens, ascending.
-        counts: visual tokens of each view.
+        counts: visual tokens of each view, None where the samples of a batch differ.
         features: ``[B, N, D]`` the visual tokens as they left the projector.
         rows: row kind (``last``, ``prompt``, ``prefill``, ``action``) -> where they are.
         causal: whether rows see only what stands before them.
         gaps: other tokens between the visual tokens of one view and those of the next; none unless
             given. They stay.
+        layout: what ``index`` counts over; needed with gaps.
     """
 
     start: int
     index: Tensor
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | None
     features: Tensor
     rows: Mapping[str, RowSet]
     causal: bool = True
     gaps: tuple[int, ...] = ()
+    layout: TokenLayout | None = None
 
     @property
     def stop(self) -> int:
@@ -91,31 +93,20 @@ class Sequence:
         return self.start + self.index.shape[1] + sum(self.gaps)
 
     @property
-    def views(self) -> list[slice]:
-        """The places of each view's visual tokens."""
-        views, first = [], self.start
-        for number, size in enumerate(self.counts):
-            views.append(slice(first, first + size))
-            first += size + (self.gaps[number] if number < len(self.gaps) else 0)
-        return views
+    def visual(self) -> RowSet:
+        """The visual tokens' places. Samples differ in them if views do between gaps."""
+        if not any(self.gaps):
+            return RowSet(slice(self.start, self.stop))
+        device, gaps = self.index.device, [0, *self.gaps]
+        ahead = torch.tensor(gaps, device=device).cumsum(0)[self.layout.view_of(self.index)]
+        return RowSet(self.start + torch.arange(self.index.shape[1], device=device) + ahead)
 
-    @property
-    def places(self) -> Tensor:
-        """``[N]`` the visual tokens' places."""
-        device = self.index.device
-        return torch.cat([torch.arange(v.start, v.stop, device=device) for v in self.views])
-
-    @property
-    def visual(self) -> slice | Tensor:
-        """The same to index with: a slice where they are contiguous."""
-        return self.places if any(self.gaps) else slice(self.start, self.stop)
-
-    def after(self, columns: Tensor, counts: tuple[int, ...], keep: Tensor) -> Sequence:
+    def after(self, columns: Tensor, counts: tuple[int, ...] | None, keep: Tensor) -> Sequence:
         """The same sequence when only ``columns`` ``[B, K]`` of the visual tokens are left.
 
         Args:
             columns: kept visual tokens, counted from ``start``.
-            counts: how many that makes per view.
+            counts: how many that makes per view, None where samples differ.
             keep: ``[B, S']`` kept places of the whole sequence.
         """
         stop, removed = self.stop, self.index.shape[1] - columns.shape[1]
@@ -239,21 +230,22 @@ class DecoderRun:
         if mask is not None:
             sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
             share = weight / sees[:, 0].sum(-1).clamp_min(1)  # [B, R] of one row on each key
-            expected = (sees[:, 0, :, visual] * share[..., None]).sum(1)
+            expected = (visual.take(sees[:, 0], dim=2) * share[..., None]).sum(1)
         elif causal:
-            sees = positions[..., None] >= sequence.places  # [B or 1, R, N]
+            places = visual.positions(query.device)[:, None]  # [B or 1, 1, N]
+            sees = positions[..., None] >= places  # [B or 1, R, N]
             expected = (sees * (weight / (positions + 1))[..., None]).sum(1)
         else:
             share = weight.sum(1, keepdim=True) / key.shape[2]
             expected = share.expand(-1, sequence.index.shape[1])
-        return Rows(total[:, visual], weight.sum(1, keepdim=True), expected)
+        return Rows(visual.take(total, dim=1), weight.sum(1, keepdim=True), expected)
 
     def _cut(self, layer: int, hidden: Tensor) -> Tensor:
         sequence, visual = self.sequence, self.sequence.visual
         site = f"decoder.{layer}"
         asked = self.call.cuts[site].needs  # rows read for the history alone are not shown
         view = TokenView(
-            tokens=hidden[:, visual],
+            tokens=visual.take(hidden, dim=1),
             features=sequence.features,
             index=sequence.index,
             layout=self.call.layout,
@@ -268,12 +260,11 @@ class DecoderRun:
             return hidden
         with self.call.clock.stage("selection"):
             batch, length = hidden.shape[:2]
-            places = torch.arange(length, device=hidden.device).expand(batch, length)
-            where, parts, edge, done = sequence.places, [], 0, 0
-            for view, left in zip(sequence.views, counts, strict=True):
-                parts += [places[:, edge : view.start], where[columns[:, done : done + left]]]
-                edge, done = view.stop, done + left
-            keep = torch.cat([*parts, places[:, edge:]], dim=1)
+            where = visual.positions(hidden.device).expand(batch, -1)
+            stays = torch.ones(batch, length, dtype=torch.long, device=hidden.device)
+            stays = stays.scatter(1, where, 0).scatter(1, where.gather(1, columns), 1)
+            left = length - where.shape[1] + columns.shape[1]
+            keep = stays.argsort(dim=1, descending=True, stable=True)[:, :left]
             self.sequence = sequence.after(columns, counts, keep)
             self.keep = keep if self.keep is None else self.keep.gather(1, keep)
             self.kept_from[layer] = self.keep

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vla_prune.adapters.decoder import DecoderHooks, DecoderRun, RowSet, Sequence
+from vla_prune.adapters.encoder import EncoderSpec, fingerprint
 from vla_prune.adapters.images import camera_image, resized
-from vla_prune.adapters.projector import PROJECTOR, cut_at_projector
+from vla_prune.adapters.projector import ENCODED, cut_at_projector
 from vla_prune.cost import DecoderShape
 from vla_prune.errors import ShapeError, did_you_mean
 from vla_prune.models.actions import EMPTY_TOKEN, PROMPT, libero_gripper
@@ -31,6 +32,9 @@ from vla_prune.models.openvla import OpenVLA, OpenVLAInputs
 from vla_prune.pruner import PruneCall, Site
 from vla_prune.tokens import TokenLayout, ViewGrid
 from vla_prune.types import Observation
+
+# Visual tokens [B, n, D], grid indices [B, n], how many of each view (None if rows differ).
+Seen = tuple[Tensor, Tensor, tuple[int, ...] | None]
 
 GRIPPERS: dict[str, Callable[[Tensor], Tensor]] = {
     "as_is": lambda actions: actions,
@@ -50,8 +54,6 @@ class OpenVLAAdapter:
         gripper: what becomes of the last action dimension: ``as_is``, ``sign`` (-1 or 1) or
             ``libero`` (from OpenVLA's 1 = open to LIBERO's -1 = open).
         dt_s: seconds between two actions.
-        mask_padding: whether shorter prompts of a batch are masked; always, but for prompts of one
-            length.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class OpenVLAAdapter:
 
     def sites(self) -> tuple[Site, ...]:
         """``projector`` and every decoder layer."""
-        return (PROJECTOR, *self.hooks.sites())
+        return (ENCODED, *self.hooks.sites())
 
     def attach(self, stack: ExitStack) -> None:
         """Put the decoder hooks on."""
@@ -111,15 +113,50 @@ class OpenVLAAdapter:
         state = None if config.proprio_dim is None else np.zeros(config.proprio_dim, np.float32)
         return Observation(images, "pick up the black bowl and place it on the plate", state)
 
+    def encoder(self) -> EncoderSpec:
+        """The towers, whose joined features are what leaves the encoder. Reads all weights."""
+        towers, config = self.model.towers, self.model.config
+        rows, cols = config.token_grid
+        dim = sum(tower.hidden_size for tower in config.towers)
+        hashed = fingerprint(towers.state_dict().items())
+        return EncoderSpec(dim, rows, cols, config.towers[0].patch_size, hashed)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Seq[np.ndarray]) -> Tensor:
+        """Single pictures ``[H, W, 3]`` uint8, of any camera: ``[B, n, E]``."""
+        size = self.model.config.towers[0].image_size
+        batch = np.stack([resized(picture, size, size) for picture in pictures])
+        pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255.0
+        return torch.cat([tower(pixels) for tower in self.model.towers], dim=-1)
+
+    def word_embeddings(self, observations: Seq[Observation]) -> tuple[Tensor, Tensor | None]:
+        """The prompt as the decoder gets it, ``[B, T, D]``, and which of it is no padding."""
+        ids, mask = self._words(observations)
+        return self.model.language_model.model.embed_tokens(ids), mask
+
     def act(self, observations: Seq[Observation], call: PruneCall) -> Tensor:
         """``[B, chunk, A]`` actions in physical units."""
+        return self.act_on(self.see(observations, call), observations, call)
+
+    def see(self, observations: Seq[Observation], call: PruneCall) -> Seen:
+        """The first half of :meth:`act`: towers, projector, and the cut there if there is one.
+
+        The halves may run on two machines; each then has its own call of the same recipe.
+        """
         model, clock = self.model, call.clock
         with clock.stage("prepare"):
-            images, proprio = self._images(observations), self._proprio(observations)
-            ids, mask = self._words(observations)
+            images = self._images(observations)
         with clock.stage("vision"):
-            visual = model.encode_images(images)
-        visual, index, counts = cut_at_projector(visual, call)
+            encoded = model.vision_features(images)
+            with clock.stage("projector"):
+                visual = model.projector(encoded)
+        return cut_at_projector(visual, call, encoded)
+
+    def act_on(self, seen: Seen, observations: Seq[Observation], call: PruneCall) -> Tensor:
+        """The second half: words, robot state and decoder. Looks at no image."""
+        model, (visual, index, counts) = self.model, seen
+        with call.clock.stage("prepare"):
+            proprio, (ids, mask) = self._proprio(observations), self._words(observations)
         inputs = model.build_inputs(visual, ids, proprio, mask, index + model.visual_offset)
         run = DecoderRun(self._sequence(inputs, visual, index, counts), call, self._layer(call))
         with self.hooks.running(run):
@@ -152,7 +189,7 @@ class OpenVLAAdapter:
         return model.action_tokenizer.decode(torch.stack(tokens, dim=1))[:, None]
 
     def _sequence(
-        self, inputs: OpenVLAInputs, visual: Tensor, index: Tensor, counts: tuple[int, ...]
+        self, inputs: OpenVLAInputs, visual: Tensor, index: Tensor, counts: tuple[int, ...] | None
     ) -> Sequence:
         mask, (start, stop) = inputs.attention_mask, inputs.text_slots
         weigh = lambda rows: None if mask is None else mask[:, rows]  # noqa: E731

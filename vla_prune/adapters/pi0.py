@@ -321,7 +321,9 @@ class Pi0Adapter:
         return max(self.shape.layers // 2 - 1, 0) if asked is None else asked
 
 
-def _sequence(visual: Tensor, index: Tensor, counts: tuple[int, ...], valid: Tensor) -> Sequence:
+def _sequence(
+    visual: Tensor, index: Tensor, counts: tuple[int, ...] | None, valid: Tensor
+) -> Sequence:
     """The prefix as the hooks need it: visual tokens ``[B, N, D]`` first, then text ``[B, T]``."""
     n, length = index.shape[1], index.shape[1] + valid.shape[1]
     ahead = torch.ones_like(index, dtype=torch.bool)

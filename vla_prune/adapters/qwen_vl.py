@@ -40,8 +40,9 @@ from vla_prune.adapters.driver_text import (
     steps_between,
     waypoints,
 )
+from vla_prune.adapters.encoder import EncoderSpec, fingerprint
 from vla_prune.adapters.images import camera_image, resized
-from vla_prune.adapters.projector import PROJECTOR, cut_at_projector
+from vla_prune.adapters.projector import ENCODED, cut_at_projector
 from vla_prune.adapters.qwen_prompt import DriverPrompt, HashedWords, Tokenizer
 from vla_prune.cost import DecoderShape
 from vla_prune.errors import ActionError, ShapeError, did_you_mean
@@ -164,7 +165,7 @@ class QwenVLAdapter:
 
     def sites(self) -> tuple[Site, ...]:
         """``projector`` (behind the vision tower's merger) and every decoder layer."""
-        return (PROJECTOR, *self.hooks.sites())
+        return (ENCODED, *self.hooks.sites())
 
     def attach(self, stack: ExitStack) -> None:
         """Put the decoder hooks on."""
@@ -176,6 +177,23 @@ class QwenVLAdapter:
         images = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name in self.cameras}
         state = np.zeros(len(self.prompt.ego.names), np.float32)
         return Observation(images, "drive along the route", state)
+
+    def encoder(self) -> EncoderSpec:
+        """The vision tower with its merger. Reads all weights."""
+        tower, processor = self.model.model.visual, self.processor
+        patch = processor.patch_size * processor.merge_size
+        rows, cols = (side // patch for side in self.fitted)
+        dim = self.model.config.vision_config.out_hidden_size
+        return EncoderSpec(dim, rows, cols, patch, fingerprint(tower.state_dict().items()))
+
+    @torch.inference_mode()
+    def encode(self, pictures: Seq[np.ndarray]) -> Tensor:
+        """Single pictures ``[H, W, 3]`` uint8, of any camera: ``[B, n, E]``."""
+        images = [resized(picture, *self.fitted) for picture in pictures]
+        seen = self.processor(images, do_resize=False, return_tensors="pt")
+        pixels, grid = (seen[k].to(self.device) for k in ("pixel_values", "image_grid_thw"))
+        features = self.model.get_image_features(pixels, grid).pooler_output
+        return torch.stack(tuple(features))
 
     # --- observations -> inputs ----------------------------------------------------------------
 
@@ -229,7 +247,9 @@ class QwenVLAdapter:
         with call.clock.stage("vision"):
             features = model.get_image_features(inputs.pixel_values, inputs.image_grid_thw)
             visual = torch.cat(features.pooler_output).to(embed.weight.dtype)
-        visual, index, counts = cut_at_projector(visual.unflatten(0, (batch, -1)), call)
+        visual = visual.unflatten(0, (batch, -1))
+        # The merger belongs to the vision tower, so these are the encoder's own tokens.
+        visual, index, counts = cut_at_projector(visual, call, visual)
         places = torch.tensor(self.prompt.places, device=self.device)
         others = (inputs.mm_token_type_ids[0] == 0).nonzero()[:, 0].expand(batch, -1)
         left = torch.cat([places[index], others], dim=1).sort(dim=1).values  # of the uncut prompt
@@ -244,7 +264,8 @@ class QwenVLAdapter:
         positions, mask = positions.gather(2, left.expand(3, -1, -1)), mask.gather(1, left)
         sequence = self._sequence(visual, index, counts, mask)
         embeds = embed(inputs.input_ids.gather(1, left))
-        embeds[:, sequence.visual] = visual
+        places = sequence.visual.positions(self.device).expand(batch, -1)
+        embeds.scatter_(1, places[..., None].expand_as(visual), visual)
         run = DecoderRun(sequence, call, self._layer(call))
         with self.hooks.running(run):
             return self._decode(run, embeds, positions, mask, last)
@@ -286,14 +307,14 @@ class QwenVLAdapter:
         return torch.cat(tokens, dim=1)
 
     def _sequence(
-        self, visual: Tensor, index: Tensor, counts: tuple[int, ...], mask: Tensor
+        self, visual: Tensor, index: Tensor, counts: tuple[int, ...] | None, mask: Tensor
     ) -> Sequence:
         start, gaps, length = self.prompt.places[0], self.prompt.gaps, mask.shape[1]
         words = slice(start + index.shape[1] + sum(gaps), length)
         last = RowSet(slice(length - 1, length))
         rows = {"last": last, "prompt": RowSet(words, mask[:, words]), "action": last}
         rows["prefill"] = RowSet(slice(0, length), mask)
-        return Sequence(start, index, counts, visual, rows, gaps=gaps)
+        return Sequence(start, index, counts, visual, rows, gaps=gaps, layout=self.layout)
 
     def _text(self, answer: list[int]) -> str:
         """The words in front of the first stop token."""

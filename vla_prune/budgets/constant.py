@@ -39,3 +39,7 @@ class ConstantBudget:
     def keep(self, layout: TokenLayout) -> tuple[int, ...]:
         """Tokens kept of each view."""
         return tuple(tokens_kept(size, self.keep_ratio) for size in layout.sizes)
+
+    def least(self, layout: TokenLayout) -> tuple[int, ...]:
+        """The same: the split is fixed."""
+        return self.keep(layout)

@@ -35,3 +35,7 @@ class PerViewBudget:
                 raise did_you_mean("budget per_view", "camera view", name, names)
         ratios = [self.views.get(name, self.keep_ratio) for name in names]
         return tuple(tokens_kept(n, r) for n, r in zip(layout.sizes, ratios, strict=True))
+
+    def least(self, layout: TokenLayout) -> tuple[int, ...]:
+        """The same: the split is fixed."""
+        return self.keep(layout)

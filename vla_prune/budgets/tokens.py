@@ -32,3 +32,7 @@ class TokensBudget:
                     f"which has {view.size}; give {view.size} or fewer."
                 )
         return tuple(self.tokens for _ in layout.views)
+
+    def least(self, layout: TokenLayout) -> tuple[int, ...]:
+        """The same: the split is fixed."""
+        return self.keep(layout)

@@ -1,0 +1,159 @@
+"""Training: resumes to the bit, stops on NaN, says what it did, and finds the foreground."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("accelerate")
+pytest.importorskip("pytorch_msssim")
+
+from accelerate.state import AcceleratorState
+
+from vla_prune.errors import CheckpointError, ConfigError, ShapeError
+from vla_prune.recon.checkpoint import load_reconstructor
+from vla_prune.recon.train import Trainer, train
+
+from .conftest import tiny_adapter
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Its precision is a setting of the process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "resume.safetensors")
+
+
+def test_a_resumed_training_equals_one_in_one_go(settings, adapter, tmp_path: Path):
+    whole = settings(tmp_path / "whole")
+    told = train(whole, adapter)
+    parts = settings(tmp_path / "parts")
+    stopped = Trainer(parts, adapter, lambda *_: None)
+    for _ in range(3):
+        stopped._step()
+        stopped.step += 1
+    stopped._save({})
+    del stopped
+    again = train(parts, adapter)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert told == again
+    # Nothing is left to do.
+    assert train(parts, adapter) == again
+
+
+def test_it_tells_and_writes_what_was_asked_for(settings, adapter, tmp_path: Path):
+    seen = []
+    told = train(settings(tmp_path), adapter, lambda what, *_: seen.append(what))
+    assert {"foreground_ratio", "token_ap", "psnr_fore", "ssim_back"} <= told.keys()
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[-1]["held_out_token_ap"] == told["token_ap"]
+    assert "training" in seen
+    pruner = load_reconstructor(tmp_path / "reconstructor", adapter.encoder())
+    about = json.loads((tmp_path / "reconstructor" / "config.json").read_text())
+    assert about["about"]["steps"] == 6
+    names = {name for name, _ in pruner.named_parameters()}
+    assert not any("decoder" in name for name in names)
+
+
+def test_bright_patches_are_found(settings, adapter, tmp_path: Path):
+    """The shortest training that tells anything: the foreground is what is bright."""
+    changes = {"steps": 80, "batch": 16, "save_every": 80, "log_every": 80}
+    told = train(settings(tmp_path, loss={"objective": "mask_head"}, **changes), adapter)
+    assert told["token_ap"] > 0.9
+
+
+def test_the_redrawn_pictures_get_better(settings, adapter, tmp_path: Path):
+    changes = {"steps": 80, "batch": 16, "save_every": 80, "log_every": 80}
+    before = Trainer(settings(tmp_path / "a"), adapter, lambda *_: None).validate()
+    told = train(settings(tmp_path / "b", **changes), adapter)
+    assert told["loss"] < 0.6 * before["loss"]
+    assert told["psnr_back"] > before["psnr_back"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(
+    settings, adapter, tmp_path: Path
+):
+    config = settings(tmp_path, steps=3)
+    train(config, adapter)
+    before = weights(tmp_path)
+    trainer = Trainer(replace(config, steps=9), adapter, lambda *_: None)
+    broken = trainer.frames.batch
+
+    def batch(index):
+        tokens, *rest = broken(index)
+        return (tokens * float("nan") if trainer.step == 4 else tokens, *rest)
+
+    trainer.frames.batch = batch
+    with pytest.raises(ShapeError, match=r"not finite at step 4 .* of step 3, is kept"):
+        trainer.run()
+    after = weights(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(settings, adapter, tmp_path: Path):
+    told = train(settings(tmp_path, bf16=True, steps=2), adapter)
+    assert told["loss"] > 0
+    network = [v for k, v in weights(tmp_path).items() if k.startswith("network.")]
+    assert {tensor.dtype for tensor in network} == {torch.float32}
+
+
+def test_other_settings_in_the_same_folder_are_refused(settings, adapter, tmp_path: Path):
+    train(settings(tmp_path), adapter)
+    with pytest.raises(CheckpointError, match=r"training with lr 0\.01, this one has 0\.1"):
+        train(settings(tmp_path, lr=0.1), adapter)
+
+
+def test_a_cache_of_another_encoder_is_refused(settings, adapter, tmp_path: Path):
+    train(settings(tmp_path), adapter)
+    with pytest.raises(CheckpointError, match=r"encoder\.fingerprint .* name another 'cache'"):
+        train(settings(tmp_path / "b"), tiny_adapter(seed=1))
+
+
+def test_the_hosts_layer_is_copied_where_it_fits(settings, adapter, tmp_path: Path):
+    config = settings(tmp_path, init="host")
+    with pytest.raises(ConfigError, match="init 'host' needs a decoder layer"):
+        Trainer(config, adapter, lambda *_: None)
+    host = adapter.hooks.decoder.layers[0]
+    sizes = {"hidden_size": 16, "intermediate_size": 24}
+
+    class Host:
+        name, hooks = "host", type("Hooks", (), {})()
+
+    from transformers import LlamaConfig, LlamaModel
+
+    llama = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, vocab_size=8)
+    Host.hooks.decoder = LlamaModel(replace_layers(llama))
+    Host.encoder, Host.encode = adapter.encoder, adapter.encode
+    trainer = Trainer(config, Host, lambda *_: None)
+    copied = trainer.plain.pruner.layer.layer
+    host = Host.hooks.decoder.layers[0]
+    assert torch.equal(copied.self_attn.q_proj.weight, host.self_attn.q_proj.weight)
+    assert torch.equal(copied.mlp.down_proj.weight, host.mlp.down_proj.weight)
+
+
+def replace_layers(config):
+    config.num_hidden_layers = 1
+    return config
+
+
+def test_settings_that_cannot_work_are_refused(settings, tmp_path: Path):
+    with pytest.raises(ConfigError, match="init 'copy' is unknown"):
+        settings(tmp_path, init="copy")
+    with pytest.raises(ConfigError, match="batch is 0"):
+        settings(tmp_path, batch=0)
+    with pytest.raises(ConfigError, match="did you mean 'ffn'"):
+        settings(tmp_path, model={"fnn": 3})

@@ -1,0 +1,48 @@
+"""Which vision encoder a model has, so that what was trained on one is not put behind another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A vision encoder, as far as one camera picture goes.
+
+    Attributes:
+        dim: channels of a token as it leaves the encoder.
+        rows: tokens of a picture from top to bottom.
+        cols: tokens from left to right.
+        patch: side of a token, pixels; a picture is ``rows * patch`` by ``cols * patch``.
+        fingerprint: of the weights, see :func:`fingerprint`.
+    """
+
+    dim: int
+    rows: int
+    cols: int
+    patch: int
+    fingerprint: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a picture."""
+        return self.rows * self.cols
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """16 hex digits of names, shapes and values.
+
+    Values are rounded to bfloat16 first, so that weights are the same encoder whether they were
+    loaded as float32, float16 or bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]

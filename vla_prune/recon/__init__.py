@@ -1,0 +1,1 @@
+"""The foreground reconstructor: model, losses, data, training, weights."""

@@ -1,0 +1,63 @@
+"""Puts the network into the ``foreground`` scorers of recipes when they meet a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vla_prune.pruner import Pruner
+from vla_prune.scorers.foreground import ForegroundScorer
+
+RANDOM = "random"
+
+
+def bind(pruners: Sequence[Pruner], adapter: Any) -> tuple[Pruner, ...]:
+    """The same recipes, ready to score this model's tokens.
+
+    Recipes without such a scorer come back as they are, and nothing is loaded. Weights are read
+    once, however many recipes name them.
+
+    Args:
+        pruners: that :meth:`Pruner.check` has accepted.
+        adapter: of the model; its site ``projector`` offers ``encoded``, so it has ``encoder()``.
+
+    Raises:
+        CheckpointError: the weights are for another encoder.
+        MissingError: there are none.
+    """
+    loaded: dict[str | None, ForegroundScorer] = {}
+
+    def bound(scorer: Any) -> Any:
+        if not isinstance(scorer, ForegroundScorer) or scorer.network is not None:
+            return scorer
+        if scorer.weights not in loaded:
+            loaded[scorer.weights] = replace(scorer, network=_network(scorer.weights, adapter))
+        return loaded[scorer.weights]
+
+    made = []
+    for pruner in pruners:
+        cuts = tuple(replace(c, scorers=tuple(map(bound, c.scorers))) for c in pruner.cuts)
+        made.append(replace(pruner, cuts=cuts) if loaded else pruner)
+    return tuple(made)
+
+
+def _network(weights: str | None, adapter: Any) -> torch.nn.Module:
+    from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor
+    from vla_prune.recon.model import ReconConfig, ReconPruner
+
+    encoder = adapter.encoder()
+    # Scores in half precision tie, so a model on the CPU is scored in float32.
+    dtype = torch.float32 if adapter.device.type == "cpu" else torch.bfloat16
+    if weights == RANDOM:
+        heads = max(1, encoder.dim // 128)
+        ffn = round(encoder.dim * 11008 / 2048)
+        kv_heads = 2 if heads % 2 == 0 else 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pruner = ReconPruner(ReconConfig(encoder.dim, ffn, heads, kv_heads))
+        return pruner.to(adapter.device, dtype).eval().requires_grad_(False)
+    folder = find_reconstructor(weights, encoder)
+    return load_reconstructor(folder, encoder, dtype, adapter.device)

@@ -1,0 +1,278 @@
+"""Pictures with foreground masks, from demonstration files or from an index of mask files.
+
+Demonstrations are the HDF5 shards of ``vla_prune_sim.train``, whose ``aux/patches`` say what each
+patch shows; an index is the JSONL of ``vla-prune masks make``. Knows no simulator, no encoder
+beyond its grid, and no training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vla_prune.adapters.encoder import EncoderSpec
+from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
+
+BACKGROUND, FOREGROUND, IGNORE = 0, 1, 2
+INKS = {0: BACKGROUND, 255: FOREGROUND, 128: IGNORE}  # grey values of mask files
+KEYS = {"wrist": "eye_in_hand_rgb"}  # datasets of demonstrations that are not called as their view
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which frames, and what of them is foreground.
+
+    Attributes:
+        source: folder of demonstrations, or of an ``index.jsonl``.
+        foreground: names of the patch classes of demonstrations that are foreground.
+        ignore: names that are neither: their pixels are not compared and their tokens not counted.
+        frames: pictures to train on; a random choice if there are more.
+        held_out: pictures to validate on.
+        least_share: share of a token's counted pixels from which on it is foreground. Masks of
+            files alone; patches of demonstrations bring their classes. The paper does not need
+            tokens' labels; half is what a mask resized to the token grid gives.
+        seed: of the choice.
+    """
+
+    source: str
+    foreground: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    frames: int = 4000
+    held_out: int = 400
+    least_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Lists to tuples."""
+        object.__setattr__(self, "foreground", tuple(self.foreground))
+        object.__setattr__(self, "ignore", tuple(self.ignore))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One camera picture.
+
+    Attributes:
+        picture: ``[H, W, 3]`` uint8, as the camera gave it.
+        mask: ``[rows * patch, cols * patch]`` uint8 of the encoder's picture: 0 background, 1
+            foreground, 2 ignore.
+        labels: ``[n]`` uint8 the same for each token.
+    """
+
+    picture: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray
+
+
+def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any]:
+    """What can be read later with :func:`read`, in the order in which it is read.
+
+    About every tenth demonstration (or scene, or picture) is held out: the same ones that
+    ``vla_prune_sim.train.bc`` never shows to a policy.
+
+    Raises:
+        MissingError: nothing there.
+    """
+    source = Path(data.source)
+    if source.is_file() or (source / "index.jsonl").is_file():
+        found = _indexed(source, held_out)
+    else:
+        found = _demonstrated(source, data, held_out)
+    wanted = data.held_out if held_out else data.frames
+    if len(found) > wanted:
+        rng = np.random.default_rng([data.seed, int(held_out)])
+        found = [found[i] for i in np.sort(rng.choice(len(found), wanted, replace=False))]
+    if not found and not held_out:
+        raise MissingError(
+            f"{source}: no frames to train on; give a folder of *.hdf5 demonstrations, or one "
+            "that 'vla-prune masks make' wrote."
+        )
+    return found
+
+
+def read(found: Sequence[Any], data: DataConfig, encoder: EncoderSpec) -> Iterator[Example]:
+    """The pictures of :func:`examples`, one by one."""
+    if found and isinstance(found[0], dict):
+        for row in found:
+            yield _from_files(row, data, encoder)
+    else:
+        yield from _from_demonstrations(found, data, encoder)
+
+
+def token_labels(mask: np.ndarray, rows: int, cols: int, least_share: float) -> np.ndarray:
+    """Labels of a grid of tokens ``[rows * cols]`` uint8 from a mask ``[H, W]``.
+
+    A token is ignored if more than half of it is; otherwise foreground if ``least_share`` of what
+    counts is.
+    """
+    counted = cell_shares(mask != IGNORE, rows, cols)
+    shown = cell_shares(mask == FOREGROUND, rows, cols)
+    labels = np.where(shown >= least_share * np.maximum(counted, 1e-9), FOREGROUND, BACKGROUND)
+    labels[shown == 0] = BACKGROUND
+    labels[counted < 0.5] = IGNORE
+    return labels.astype(np.uint8)
+
+
+def cell_shares(shown: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """Share of each cell of a grid that is set: ``[H, W]`` bool -> ``[rows * cols]`` in [0, 1]."""
+    height, width = shown.shape
+    if rows > height or cols > width:
+        raise ShapeError(
+            f"a mask of {height} x {width} pixels has no {rows} x {cols} cells; give a larger one."
+        )
+    tops, lefts = np.arange(rows) * height // rows, np.arange(cols) * width // cols
+    sums = np.add.reduceat(np.add.reduceat(shown.astype(float), tops, 0), lefts, 1)
+    areas = np.outer(np.diff(tops, append=height), np.diff(lefts, append=width))
+    return (sums / areas).reshape(-1)
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A mask file as ``[H, W]`` uint8 of 0 background, 1 foreground, 2 ignore.
+
+    Args:
+        path: a PNG of 0, 255 and 128 (ignore); 1-bit and 0/1 files are taken as they are meant.
+        size: height and width that it must have.
+
+    Raises:
+        ShapeError: no such picture, another size, or other values.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = np.array(image.convert("L"))
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: this mask is missing; make it again.") from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise ShapeError(f"{path} is no whole picture ({error}); make it again.") from error
+    if size is not None and grey.shape != size:
+        raise ShapeError(
+            f"{path}: the mask is {grey.shape[1]} x {grey.shape[0]} pixels, its image "
+            f"{size[1]} x {size[0]}; make masks at the size of the images."
+        )
+    values = set(np.unique(grey).tolist())
+    if values == {0, 1} or values == {1}:
+        return grey
+    if values - set(INKS):
+        raise ShapeError(
+            f"{path}: a mask holds grey {', '.join(map(str, sorted(values - set(INKS))[:3]))}; "
+            "write 0 (background), 255 (foreground) and 128 (ignore)."
+        )
+    mask = np.zeros_like(grey)
+    for ink, kind in INKS.items():
+        mask[grey == ink] = kind
+    return mask
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """``[H, W, 3]`` uint8 RGB, whole or not at all."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: this image is missing; get it again.") from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise ShapeError(f"{path} is no whole picture ({error}); get it again.") from error
+
+
+# --- an index of files --------------------------------------------------------------------------
+
+
+def _indexed(source: Path, held_out: bool) -> list[dict]:
+    path = source if source.is_file() else source / "index.jsonl"
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            files = [Path(row["image"]), Path(row["mask"])]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: line {number} is no row of an index ({error}); make it again with "
+                "'vla-prune masks make'."
+            ) from error
+        image, mask = (f if f.is_absolute() else path.parent / f for f in files)
+        if _is_held_out(str(row.get("group", row["image"]))) == held_out:
+            rows.append({"image": image, "mask": mask})
+    return rows
+
+
+def _from_files(row: dict, data: DataConfig, encoder: EncoderSpec) -> Example:
+    picture = read_picture(row["image"])
+    mask = read_mask(row["mask"], picture.shape[:2])
+    width, height = encoder.cols * encoder.patch, encoder.rows * encoder.patch
+    fitted = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    labels = token_labels(mask, encoder.rows, encoder.cols, data.least_share)
+    return Example(picture, fitted, labels)
+
+
+# --- demonstrations -----------------------------------------------------------------------------
+
+
+def _demonstrated(source: Path, data: DataConfig, held_out: bool) -> list[tuple]:
+    """``(file, demonstration, frame, view)`` of every picture."""
+    found = []
+    for path in sorted(source.glob("**/*.hdf5")):
+        with _hdf5(path) as file:
+            about = file["data"].attrs
+            classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
+            if not data.foreground:
+                raise ConfigError(
+                    f"recon data: 'foreground' names no patch class; choose among "
+                    f"{', '.join(classes)}."
+                )
+            for name in (*data.foreground, *data.ignore):
+                if name not in classes:
+                    raise did_you_mean(str(path), "patch class", name, classes)
+            for name, demo in file["data"].items():
+                if _is_held_out(str(int(demo.attrs["seed"]))) == held_out:
+                    count = len(demo["frame_index"])
+                    found += [(path, name, f, v) for f in range(count) for v in range(len(views))]
+    return found
+
+
+def _from_demonstrations(
+    found: Sequence[tuple], data: DataConfig, encoder: EncoderSpec
+) -> Iterator[Example]:
+    file, opened = None, None
+    try:
+        for path, name, frame, view in found:
+            if path != opened:
+                if file is not None:
+                    file.close()
+                file, opened = _hdf5(path), path
+                about = file["data"].attrs
+                classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
+                kinds = np.full(len(classes), BACKGROUND, np.uint8)
+                kinds[[classes.index(n) for n in data.foreground]] = FOREGROUND
+                kinds[[classes.index(n) for n in data.ignore]] = IGNORE
+            demo, camera = file["data"][name], views[view]
+            patches = kinds[demo["aux/patches"][frame, view]]
+            if patches.shape != (encoder.rows, encoder.cols):
+                raise ShapeError(
+                    f"{path}: patch labels are {patches.shape[0]} x {patches.shape[1]}, the "
+                    f"encoder has {encoder.rows} x {encoder.cols} tokens; make pixel masks with "
+                    "'vla-prune masks make' and train on those."
+                )
+            picture = demo[f"obs/{KEYS.get(camera, f'{camera}_rgb')}"][frame]
+            mask = patches.repeat(encoder.patch, axis=0).repeat(encoder.patch, axis=1)
+            yield Example(picture, mask, patches.reshape(-1))
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _hdf5(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingError("demonstrations need h5py; pip install 'vla-prune[train]'.") from error
+    return h5py.File(path, "r")
+
+
+def _is_held_out(group: str) -> bool:
+    return crc32(group.encode()) % 10 == 0
