@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vla_prune import config
-from vla_prune.errors import VlaPruneError
+from vla_prune.errors import ConfigError, VlaPruneError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out, err = Console(), Console(stderr=True)
@@ -156,6 +156,76 @@ def show(
     document = report.read(results, suite)
     sys.stdout.write(report.markdown(document["rows"]))
     emit(document, as_json)
+
+
+@app.command()
+def profile(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="configs/policy/*.yaml")],
+    output: Annotated[Path, typer.Option("--out", help="Profile to write, JSON.")],
+    recipe: Annotated[str, typer.Option(help="Whose buckets are measured.")] = "dual_level",
+    buckets: Annotated[
+        str, typer.Option(help="Comma-separated keep ratios.")
+    ] = "1.0,0.75,0.5,0.25,0.125,0.0625",
+    rounds: Annotated[int, typer.Option(help="Timed calls of each bucket.")] = 60,
+    warmup: Annotated[int, typer.Option(help="Calls of each before that.")] = 3,
+    cut_layer: Annotated[int | None, typer.Option(help="Move the decoder cut.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
+    overrides: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Stage times of a policy on this machine over a list of buckets, and the latency model."""
+    from vla_prune import report
+    from vla_prune.tune import measure
+
+    ratios = measure.keep_ratios(buckets)
+    settings = measure.ProfileConfig(
+        policy, recipe, ratios, rounds, warmup, cut_layer, threads, overrides
+    )
+    with progress(f"profile {policy}") as update:
+        result = measure.run(settings, output, update)
+    columns = ["recipe", "keep_ratio", "tokens", "median", "p95", "p99", "jitter", "memory_mb"]
+    out.print(report.table(f"{result['policy']}: ms of a call", result["rows"], columns))
+    for row in result["rows"]:
+        stages = ", ".join(f"{stage} {row[stage]:.2f}" for stage in result["stages"])
+        out.print(f"  {row['recipe']} {row['keep_ratio']}: median ms: {stages}", highlight=False)
+    for said in result["notes"]:
+        err.print(said, highlight=False, markup=False)
+    out.print(f"wrote {output}", highlight=False, markup=False)
+    emit(result, as_json)
+
+
+train = typer.Typer(help="Train what a recipe needs.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+
+@train.command("recon")
+def train_recon(
+    name: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/recon/*.yaml")],
+    overrides: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Train the foreground reconstructor of a policy's encoder; a killed run goes on."""
+    from vla_prune.build import build_adapter
+    from vla_prune.recon import train as training
+
+    data = config.load(name, overrides, kind="recon")
+    if "policy" not in data:
+        raise ConfigError(f"{name}: field 'policy' is missing; name one of configs/policy.")
+    adapter = build_adapter(data["policy"])
+    settings = training.train_config(name, data, adapter.encoder().dim)
+    with Progress(*Progress.get_default_columns(), console=err, transient=True) as bar:
+        task = bar.add_task(f"recon {name}")
+
+        def report(what: str, done: int, total: int, line: Mapping[str, float]) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if line:
+                told = ", ".join(f"{key} {value:.4g}" for key, value in line.items())
+                err.print(f"step {done}: {told}", highlight=False)
+
+        result = training.train(settings, adapter, report)
+    told = ", ".join(f"{key} {value:.4g}" for key, value in result.items())
+    out.print(f"weights in {Path(settings.out) / training.WEIGHTS}; held out: {told}")
+    emit({"weights": str(Path(settings.out) / training.WEIGHTS), "held_out": result}, as_json)
 
 
 def main() -> None:

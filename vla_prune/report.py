@@ -150,7 +150,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_part(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    if name in _SHOWN_OTHERWISE:
+    if name in _SHOWN_OTHERWISE or name.endswith(("_m", "_s", "_mps")):  # units: no shares
         return False
     return all(isinstance(row.get(name), int | float | None) for row in rows)
 
