@@ -1,0 +1,17 @@
+"""A vehicle: cameras and its state in, a plan out; everything in one process."""
+
+from launch import LaunchDescription
+from vla_prune_ros.launching import arguments, graph, share
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Policy, command and overlay, fused."""
+    return graph(
+        [("vla_prune_ros", "fused", arguments("contract", "policy", "recipe"))],
+        ["policy_node", "command_node", "overlay_node"],
+        {
+            "contract": ("vehicle", "Topic map: vehicle, autoware, or a file."),
+            "policy": ("pocket_drive", "Policy config: a file, or a name."),
+            "params": (share("config", "pocket_drive.yaml"), "Parameter file."),
+        },
+    )

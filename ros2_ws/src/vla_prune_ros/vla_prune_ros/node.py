@@ -1,0 +1,326 @@
+"""What all our nodes share: parameters from the table, clock, status, diagnostics, life cycle.
+
+Imports rclpy. A node file adds what it listens to and what it says.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import rclpy
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle.node import LifecycleNodeMixin
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
+from rosidl_runtime_py.utilities import get_message
+
+from vla_prune.errors import VlaPruneError
+from vla_prune_ros import params
+from vla_prune_ros.qos import OUT, Qos
+from vla_prune_ros.ros_messages import message
+from vla_prune_ros.status import Health, machine
+
+DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+STATUS = "vla_prune_msgs/msg/PruneStatus"
+
+
+class NodeClock:
+    """The runtime's clock: message time is the node's (simulated, if so), deadlines are steady."""
+
+    def __init__(self, node: Node) -> None:
+        self._clock = node.get_clock()
+
+    def now(self) -> float:
+        """Seconds of ROS time."""
+        return self._clock.now().nanoseconds / 1e9
+
+    def steady(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+
+def profile(qos: Qos) -> QoSProfile:
+    """Our quality of service as rclpy's."""
+    made = QoSProfile(
+        depth=qos.depth,
+        history=HistoryPolicy.KEEP_LAST,
+        reliability=ReliabilityPolicy.RELIABLE
+        if qos.reliability == "reliable"
+        else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL
+        if qos.durability == "transient_local"
+        else DurabilityPolicy.VOLATILE,
+    )
+    if qos.deadline_ms:
+        made.deadline = Duration(nanoseconds=int(1e6 * qos.deadline_ms))
+    if qos.lifespan_ms:
+        made.lifespan = Duration(nanoseconds=int(1e6 * qos.lifespan_ms))
+    return made
+
+
+class ManagedNode(LifecycleNodeMixin, Node):
+    """A life-cycle node around one loop.
+
+    Args:
+        kind: its table in :mod:`vla_prune_ros.params`, and its name.
+        options: of rclpy's node.
+    """
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        Node.__init__(self, kind, **options)
+        # Reentrant, so that get_state is answered while a long configure runs.
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self.kind, self.clock = kind, NodeClock(self)
+        self.health = Health(kind)
+        self.steady_clock = RosClock(clock_type=ClockType.STEADY_TIME)
+        self.inputs = MutuallyExclusiveCallbackGroup()
+        self.work = MutuallyExclusiveCallbackGroup()
+        self.stack = ExitStack()
+        self._said = ""
+        self._is_active = False
+        self._ends: list[tuple[Callable[[Any], bool], Any]] = []
+        for p in params.PARAMETERS[kind]:
+            self.declare_parameter(p.name, p.default, _descriptor(p))
+        self.add_on_set_parameters_callback(self._on_set)
+
+    # What a node file fills in.
+
+    def configure(self, values: Mapping[str, Any]) -> None:
+        """Build the loop and warm it up; a :class:`VlaPruneError` is the user's to mend."""
+
+    def activate(self, values: Mapping[str, Any]) -> None:
+        """Begin to listen and to speak."""
+
+    def deactivate(self) -> None:
+        """The last word before the node falls silent."""
+
+    def changed(self, name: str, value: Any) -> None:
+        """A live parameter has a new value. Raises :class:`VlaPruneError` to refuse it."""
+
+    # What a node file uses.
+
+    def values(self) -> dict[str, Any]:
+        """Name -> value of every parameter."""
+        found = {}
+        for name in params.table(self.kind):
+            value = self.get_parameter(name).value
+            found[name] = list(value) if hasattr(value, "tolist") else value
+        return found
+
+    def listen(
+        self, kind: str, topic: str, qos: Qos, callback: Callable[[Any], Any], **options: Any
+    ) -> None:
+        """Subscribe until deactivated; the quality of service can be overridden by parameters."""
+        made = self.create_subscription(
+            get_message(kind),
+            topic,
+            callback,
+            profile(qos),
+            callback_group=options.pop("group", self.inputs),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            **options,
+        )
+        self._ends.append((self.destroy_subscription, made))
+
+    def speak(self, kind: str, topic: str, qos: Qos = OUT) -> Callable[[Mapping[str, Any]], None]:
+        """A function that publishes fields, while the node is active."""
+        made = self.create_publisher(
+            get_message(kind),
+            topic,
+            profile(qos),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._ends.append((self.destroy_publisher, made))
+        return lambda fields: made.publish(message(kind, fields))
+
+    def every(self, period_s: float, callback: Callable[[], Any], group: Any = None) -> None:
+        """Call until deactivated, in steady time: a paused simulation stops no heartbeat."""
+        made = self.create_timer(
+            period_s, callback, callback_group=group or self.work, clock=self.steady_clock
+        )
+        self._ends.append((self.destroy_timer, made))
+
+    def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
+        """A service until deactivated."""
+        made = self.create_service(kind, name, callback, callback_group=self.inputs)
+        self._ends.append((self.destroy_service, made))
+
+    def tell(self) -> None:
+        """Send status and diagnostics now, and log a reason that is new."""
+        if not self._is_active:
+            return
+        now, steady = self.clock.now(), self.clock.steady()
+        self._status(self.health.message(now, steady))
+        self._diagnostics(self.health.diagnostics(now, steady, machine()))
+        self.log_news()
+
+    def tell_if_new(self) -> None:
+        """Send status at once when the state or its reason changed: a fault does not wait."""
+        said = f"{self.health.state}: {self.health.reason}"
+        if said.split(" for ")[0] != self._said.split(" for ")[0]:
+            self.tell()
+
+    def log_news(self) -> None:
+        """Notes and new reasons, once each."""
+        while self.health.notes:
+            self.get_logger().info(self.health.notes.popleft())
+        said = f"{self.health.state}: {self.health.reason}"
+        if said.split(" for ")[0] != self._said.split(" for ")[0]:
+            log = self.get_logger().warning if self.health.reason else self.get_logger().info
+            log(said.removesuffix(": "))
+        self._said = said
+
+    # The life cycle.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Build and warm up."""
+        self.stack = ExitStack()
+        try:
+            self.configure(self.values())
+        except VlaPruneError as error:
+            self.stack.close()
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        except Exception:  # rclpy would swallow it
+            self.stack.close()
+            self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Open all topics."""
+        values = self.values()
+        self._status = self.speak(STATUS, "~/status")
+        self._diagnostics = self.speak(DIAGNOSTICS, "/diagnostics")
+        try:
+            self.activate(values)
+        except VlaPruneError as error:
+            self._close()
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        self._is_active = True
+        self.every(1.0 / values["heartbeat_hz"], self.tell, self.inputs)
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Fall silent."""
+        self._stop()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the loop."""
+        self.stack.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """From any state."""
+        self._stop()
+        self.stack.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Back to unconfigured: a new configure may mend it."""
+        return self.on_shutdown(state)
+
+    def _stop(self) -> None:
+        if self._is_active:
+            self.deactivate()
+        self._is_active = False
+        self._close()
+
+    def _close(self) -> None:
+        for destroy, made in reversed(self._ends):
+            destroy(made)
+        self._ends.clear()
+
+    def _on_set(self, changes: Sequence[Any]) -> SetParametersResult:
+        known = params.table(self.kind)
+        configured = self._state_machine.current_state[1] != "unconfigured"
+        try:
+            for change in changes:
+                if change.name in known:  # others are ROS's own, such as use_sim_time
+                    value = change.value
+                    value = list(value) if hasattr(value, "tolist") else value
+                    params.check(self.kind, change.name, value, configured)
+                    if configured:
+                        self.changed(change.name, value)
+        except VlaPruneError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+
+def run(make: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = None) -> None:
+    """Spin nodes on one executor until SIGINT or SIGTERM, however often it comes.
+
+    The handlers only set an event, so that a second Ctrl-C (a launched node gets two) interrupts
+    no clean-up. Commands stop, their lifespan and the receiver's own watchdog end the motion.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    executor = MultiThreadedExecutor(num_threads=4)
+    nodes: list[ManagedNode] = []
+    crashes: list[BaseException] = []
+    try:
+        nodes = list(make())
+        for node in nodes:
+            executor.add_node(node)
+        spinner = threading.Thread(target=_spin, args=(executor, stop, crashes), daemon=True)
+        spinner.start()
+        stop.wait()
+        executor.shutdown(timeout_sec=2.0)
+        spinner.join(timeout=2.0)
+        for node in nodes:
+            node._stop()
+            node.stack.close()
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    if crashes:
+        raise crashes[0]
+
+
+def _spin(executor: MultiThreadedExecutor, stop: threading.Event, crashes: list) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        pass
+    except Exception as error:  # of a callback: the process ends, and whoever launched it decides
+        crashes.append(error)
+    finally:
+        stop.set()
+
+
+def _descriptor(p: params.Parameter) -> ParameterDescriptor:
+    made = ParameterDescriptor(name=p.name, description=p.description)
+    if p.choices:
+        made.additional_constraints = f"one of {p.range}"
+    # A parameter that is not live is refused by _on_set while configured; ROS's own read_only
+    # would forbid a change even before configure.
+    made.additional_constraints += "" if p.live else " changes with a new configure alone"
+    if p.low is not None and p.type == "double":
+        high = p.high if p.high is not None else 1e308
+        made.floating_point_range = [FloatingPointRange(from_value=p.low, to_value=high)]
+    if p.low is not None and p.type == "integer":
+        made.integer_range = [IntegerRange(from_value=int(p.low), to_value=int(p.high))]
+    return made

@@ -1,0 +1,107 @@
+"""The replay node without ROS: a rosbag2 recording as messages that are due at steady times.
+
+Reads with rosbags (sqlite3 and MCAP), as raw bytes: nothing is decoded, so nothing can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_prune.errors import ConfigError, MissingError
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One message of a recording.
+
+    Attributes:
+        due_s: seconds after the start of the replay, steady time, at which it is sent.
+        time_s: recorded time: what ``/clock`` says then.
+        topic: its topic.
+        type: of its message.
+        data: its CDR bytes.
+        round: how often the recording had begun anew.
+    """
+
+    due_s: float
+    time_s: float
+    topic: str
+    type: str
+    data: bytes
+    round: int
+
+
+class Recording:
+    """One rosbag2 folder.
+
+    Args:
+        folder: of the recording.
+        rate: recorded seconds per second.
+        loop: begin again at the end.
+    """
+
+    def __init__(self, folder: str | Path, rate: float = 1.0, loop: bool = False) -> None:
+        if not Path(folder).is_dir():
+            raise MissingError(f"replay: {folder} is no folder; give that of a rosbag2 recording.")
+        if not rate > 0:
+            raise ConfigError(f"replay: rate is {rate:g}; give seconds per second above 0.")
+        try:
+            from rosbags.rosbag2 import Reader
+        except ImportError as error:
+            raise MissingError(
+                "replay: the package rosbags is missing; pip install 'vla-prune[dds]'."
+            ) from error
+        self._reader, self.folder, self.rate, self.loop = Reader, Path(folder), rate, loop
+
+    def topics(self) -> dict[str, str]:
+        """Topic -> message type."""
+        with self._reader(self.folder) as bag:
+            return {c.topic: c.msgtype for c in bag.connections}
+
+    def messages(self) -> Iterator[Recorded]:
+        """Everything, in the order of recorded time; for ever if it loops."""
+        round_, begun = 0, 0.0
+        while True:
+            with self._reader(self.folder) as bag:
+                first, last = bag.start_time, bag.start_time
+                for connection, time_ns, data in bag.messages():
+                    last = time_ns
+                    due = begun + (time_ns - first) / 1e9 / self.rate
+                    yield Recorded(
+                        due, time_ns / 1e9, connection.topic, connection.msgtype, data, round_
+                    )
+            if not self.loop or last == first:
+                return
+            round_, begun = round_ + 1, begun + (last - first) / 1e9 / self.rate
+
+
+class Replay:
+    """Hands out what is due.
+
+    Args:
+        recording: of what.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._messages = recording.messages()
+        self._next: Recorded | None = next(self._messages, None)
+
+    @property
+    def over(self) -> bool:
+        """Whether all was handed out."""
+        return self._next is None
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When the next one is due."""
+        return None if self._next is None else self._next.due_s
+
+    def due(self, since_start_s: float) -> list[Recorded]:
+        """All that is due by now and was not handed out."""
+        found = []
+        while self._next is not None and self._next.due_s <= since_start_s:
+            found.append(self._next)
+            self._next = next(self._messages, None)
+        return found

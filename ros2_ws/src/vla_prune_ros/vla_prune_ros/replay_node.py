@@ -1,0 +1,57 @@
+"""A rosbag2 recording as topics, in real time or at another rate, with ``/clock``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rosidl_runtime_py.utilities import get_message
+
+from vla_prune_ros.node import ManagedNode, profile, run
+from vla_prune_ros.qos import LATCHED, OUT
+from vla_prune_ros.replay import Recording, Replay
+from vla_prune_ros.stamps import time_fields
+
+PERIOD_S = 0.002
+
+
+class ReplayNode(ManagedNode):
+    """A thin shell over ``Replay``. Messages go out as the bytes that were recorded."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("replay_node", **options)
+
+    def configure(self, values: Mapping[str, Any]) -> None:
+        """Open the recording."""
+        self.recording = Recording(values["bag"], values["rate"], values["loop"])
+        self.topics = self.recording.topics()
+
+    def activate(self, values: Mapping[str, Any]) -> None:
+        """Publish what was recorded, from the beginning."""
+        self.replay = Replay(self.recording)
+        self.raw = {}
+        for topic, kind in self.topics.items():
+            qos = LATCHED if kind == "std_msgs/msg/String" else OUT  # a task is read late, too
+            made = self.create_publisher(get_message(kind), topic, profile(qos))
+            self._ends.append((self.destroy_publisher, made))
+            self.raw[topic] = made
+        clock = values["publish_clock"] and "/clock" not in self.topics
+        self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock") if clock else None
+        self.begun = self.clock.steady()
+        self.every(PERIOD_S, self.step)
+
+    def step(self) -> None:
+        """Send what is due."""
+        for recorded in self.replay.due(self.clock.steady() - self.begun):
+            if self.time is not None:
+                self.time({"clock": time_fields(recorded.time_s)})
+            self.raw[recorded.topic].publish(bytes(recorded.data))
+            self.health.rate.count(self.clock.steady())
+            self.health.runs()
+        if self.replay.over:
+            self.health.waits("the recording is over.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node."""
+    run(lambda: [ReplayNode()], args)

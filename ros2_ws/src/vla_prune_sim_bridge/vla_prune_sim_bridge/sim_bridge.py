@@ -1,0 +1,95 @@
+"""A simulated robot or vehicle as topics, with simulated time; or its replay by a driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from vla_prune_ros.contract import load_contract
+from vla_prune_ros.node import ManagedNode, run
+from vla_prune_ros.qos import LATCHED, OUT
+
+from vla_prune.errors import ConfigError
+from vla_prune_sim_bridge.bridge import Bridge, Shown
+
+COMMANDS = {"nav_msgs/msg/Path": "put_path", "vla_prune_msgs/msg/ActionChunk": "put_action"}
+
+
+class SimBridge(ManagedNode):
+    """A thin shell over ``Bridge``. Topics are those of the contract that the policy reads."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("sim_bridge", **options)
+
+    def configure(self, values: Mapping[str, Any]) -> None:
+        """Open the world."""
+        self.contract = load_contract(values["contract"])
+        options = OmegaConf.to_container(OmegaConf.create(values["options"]), resolve=True)
+        self.sinks = [s for s in self.contract.sinks if s.type in COMMANDS]
+        if not self.sinks:
+            raise ConfigError(
+                f"sim_bridge: {self.contract.where} commands by "
+                f"{', '.join(s.type for s in self.contract.sinks)}; the simulators take "
+                f"{' or '.join(COMMANDS)}."
+            )
+        self.loop = Bridge(
+            values["world"],
+            options,
+            values["suite"],
+            values["task"],
+            values["state"],
+            values["seed"],
+            values["driver"],
+        )
+        self.stack.callback(self.loop.close)
+
+    def activate(self, values: Mapping[str, Any]) -> None:
+        """Open the topics of the contract, and let time begin."""
+        self.again = values["loop"]
+        self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock")
+        self.cameras = {
+            s.camera: self.speak(s.type, s.topic, OUT)
+            for s in self.contract.cameras
+            if s.type == "sensor_msgs/msg/Image"
+        }
+        self.states = [self.speak(s.type, s.topic, OUT) for s in self.contract.states]
+        task = self.contract.task
+        self.task = None if task is None else self.speak(task.type, task.topic, LATCHED)
+        for sink in self.sinks[:1]:
+            self.listen(sink.type, sink.topic, OUT, getattr(self.loop, COMMANDS[sink.type]))
+        self.show(self.loop.start())
+        self.every(self.loop.step_s / values["rate"], self.step)
+
+    def step(self) -> None:
+        """One step of the world."""
+        if not self.loop.over:
+            self.show(self.loop.step())
+        elif self.again:
+            self.show(self.loop.start())
+        else:
+            self.health.waits("the episode is over.")
+
+    def show(self, shown: Shown) -> None:
+        """Publish what is seen; the clock first, so that no stamp lies in the future."""
+        self.time(shown.clock)
+        for camera, fields in shown.images.items():
+            if camera in self.cameras:
+                self.cameras[camera](fields)
+        for say in self.states:
+            say(shown.state)
+        if self.task is not None:
+            self.task({"data": shown.task})
+        self.health.rate.count(self.clock.steady())
+        self.health.runs()
+        if self.loop.refused:
+            self.health.refuses(self.loop.refused)
+            self.loop.refused = ""
+        if shown.over:
+            told = ", ".join(f"{name} {value:g}" for name, value in shown.outcome.items())
+            self.health.notes.append(f"the episode is over: {told}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the node."""
+    run(lambda: [SimBridge()], args)

@@ -1,0 +1,120 @@
+"""Topic maps: the shipped ones are read, mistakes are named."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from vla_prune_ros.contract import load_contract, read_contract
+
+from vla_prune import config
+from vla_prune.errors import ConfigError
+from vla_prune.runtime.hold import Brake
+
+from .scene import contract, contract_data
+
+SHIPPED = sorted(path.stem for path in (config.configs_folder() / "ros").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_contract_is_whole(name: str) -> None:
+    made = load_contract(name)
+    assert made.cameras
+    assert made.sinks
+    assert made.task is not None
+
+
+def test_shipped_contracts_are_found() -> None:
+    assert {"arm", "vehicle", "autoware", "libero"} <= set(SHIPPED)
+    assert isinstance(load_contract("autoware").hold, Brake)  # through 'extends'
+
+
+def test_what_is_read() -> None:
+    made = contract()
+    assert [source.camera for source in made.cameras] == ["image", "wrist"]
+    assert made.states[0].names == tuple(f"position.j{i}" for i in range(5))
+    assert made.cameras[0].max_age_s == 0.15
+    assert made.cameras[0].qos.reliability == "best_effort"
+    assert made.cameras[0].qos.depth == 1
+    assert (made.rate_hz, made.max_action_age_s, made.names) == (20.0, 0.3, ("j0", "j1"))
+
+
+def mistake(*path: Any, value: Any) -> dict[str, Any]:
+    data = copy.deepcopy(contract_data())
+    at = data
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (mistake("rate_hz", value=0), "rate_hz is 0; give commands per second"),
+        (mistake("obervations", value=[]), "did you mean 'observations'"),
+        (mistake("observations", value=[]), "names no camera"),
+        (mistake("actions", value=[]), "actions is empty"),
+        (mistake("observations", 0, "tpic", value="x"), "did you mean 'topic'"),
+        (
+            mistake("observations", 0, "type", value="sensor_msgs/msg/Imag"),
+            "did you mean 'sensor_msgs/msg/Image'",
+        ),
+        (mistake("observations", 0, "key", value="video.front"), "write images.CAMERA or state"),
+        (mistake("observations", 1, "key", value="images.image"), "'images.image' is given twice"),
+        (mistake("observations", 0, "align", "stamp", value="heder"), "did you mean 'header'"),
+        (mistake("observations", 0, "align", "drop", value="lst"), "did you mean 'last'"),
+        (
+            mistake("observations", 0, "align", "strategy", value="nearest"),
+            "'hold' takes the newest",
+        ),
+        (mistake("observations", 0, "align", "max_age_ms", value=-1), "give milliseconds above 0"),
+        (
+            mistake("observations", 0, "qos", value={"reliability": "relable"}),
+            "did you mean 'reliable'",
+        ),
+        (mistake("observations", 0, "qos", value={"dept": 2}), "did you mean 'depth'"),
+        (mistake("observations", 0, "qos", value={"depth": 0}), "depth is 1 or more"),
+        (mistake("observations", 2, "selector", value={}), "needs selector.names"),
+        (mistake("actions", 0, "selector", "names", value=["a", "a"]), "has a name twice"),
+        (
+            mistake("actions", 0, "publish", "type", value="geometry_msgs/msg/Twist"),
+            "did you mean 'geometry_msgs/msg/TwistStamped'",
+        ),
+        (mistake("limits", "low", value=[-1]), "limits.low has 1 entries, the actions have 2"),
+        (mistake("limits", "rates", value=[1, 1]), "did you mean 'rate'"),
+        (mistake("hold", value="holt"), "did you mean 'hold'"),
+        (mistake("tasks", 0, "type", value="std_msgs/msg/Int32"), "Known: std_msgs/msg/String"),
+        (mistake("observations", 0, value="front"), "write a mapping"),
+    ],
+)
+def test_mistakes_are_named(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_contract(data, "small.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named_with_its_place() -> None:
+    data = contract_data()
+    del data["observations"][1]["topic"]
+    with pytest.raises(ConfigError, match=r"small.yaml: observations\[1\]: field 'topic' is"):
+        read_contract(data, "small.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ((["image", "wrst"], 5, 2), "did you mean 'wrist'"),
+        ((["image"], 8, 2), "the state has 5 numbers, the policy takes 8"),
+        ((["image"], 5, 7), "actions has 2 names, the policy's actions have 7"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused(fit: tuple, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        contract().check_policy(*fit)
+
+
+def test_a_policy_that_fits_is_taken() -> None:
+    contract().check_policy(["wrist", "image"], 5, 2)
+    contract().check_policy(["image"], None, 2)  # it takes no state

@@ -1,0 +1,127 @@
+"""Images to arrays and back: every byte right, no element touched one by one."""
+
+import io
+from array import array
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("rosbags")
+
+from vla_prune_ros import wire
+from vla_prune_ros.convert import CHANNELS, byte_array, decode, image_fields, picture, to_rgb
+
+from vla_prune.errors import ShapeError
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+TO_RGB = {
+    "rgb8": [0, 1, 2],
+    "bgr8": [2, 1, 0],
+    "mono8": [0, 0, 0],
+    "rgba8": [0, 1, 2],
+    "bgra8": [2, 1, 0],
+}
+
+
+def raw(encoding: str, pad: int = 0, big: int = 0) -> tuple:
+    """A message with padded rows, and the pixels it should give."""
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (5, 7, CHANNELS[encoding]), np.uint8)
+    step = 7 * CHANNELS[encoding] + pad
+    rows = np.full((5, step), 255, np.uint8)
+    rows[:, : step - pad] = pixels.reshape(5, -1)
+    fields = {"height": 5, "width": 7, "encoding": encoding, "is_bigendian": big, "step": step}
+    message = wire.make(IMAGE, fields | {"data": array("B", rows.tobytes())})
+    return message, pixels[..., TO_RGB[encoding]]
+
+
+@pytest.mark.parametrize("big", [0, 1])
+@pytest.mark.parametrize("pad", [0, 3])
+@pytest.mark.parametrize("encoding", CHANNELS)
+def test_every_byte_is_where_it_belongs(encoding: str, pad: int, big: int) -> None:
+    message, expected = raw(encoding, pad, big)
+    np.testing.assert_array_equal(to_rgb(message), expected)
+
+
+@pytest.mark.parametrize("encoding", CHANNELS)
+def test_reading_copies_nothing(encoding: str) -> None:
+    message, _ = raw(encoding, 2)
+    message.data = array("B", bytes(message.data))  # what rclpy gives
+    assert np.shares_memory(to_rgb(message), np.frombuffer(message.data, np.uint8))
+
+
+def test_reading_lets_nobody_write_into_the_message() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        to_rgb(raw("rgb8")[0])[0, 0] = 0
+
+
+@pytest.mark.parametrize("encoding", CHANNELS)
+def test_writing_and_reading_gives_the_same(encoding: str) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (6, 4, CHANNELS[encoding]), np.uint8)
+    fields = image_fields(pixels, 12.25, "cam", encoding)
+    message = wire.decode(wire.encode(wire.make(IMAGE, fields), IMAGE), IMAGE)
+    np.testing.assert_array_equal(to_rgb(message), pixels[..., TO_RGB[encoding]])
+    assert (message.header.stamp.sec, message.header.stamp.nanosec) == (12, 250_000_000)
+    assert message.step == 4 * CHANNELS[encoding]
+
+
+def test_writing_gives_what_rclpy_takes_without_looking_inside() -> None:
+    data = byte_array(np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, ::2])
+    assert isinstance(data, array)
+    assert data.typecode == "B"
+    assert data.tobytes() == bytes([0, 1, 2, 6, 7, 8, 12, 13, 14, 18, 19, 20])
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "32FC1", "bayer_rggb8", "yuv422", ""])
+def test_other_encodings_are_refused_in_a_sentence(encoding: str) -> None:
+    message, _ = raw("rgb8")
+    message.encoding = encoding
+    with pytest.raises(ShapeError, match=r"front: encoding .* publish one of rgb8"):
+        to_rgb(message, "front")
+
+
+@pytest.mark.parametrize(("field", "value"), [("step", 20), ("height", 6), ("width", 0)])
+def test_sizes_that_do_not_fit_are_refused(field: str, value: int) -> None:
+    message, _ = raw("rgb8")
+    setattr(message, field, value)
+    with pytest.raises(ShapeError, match="look at the camera driver"):
+        to_rgb(message)
+
+
+def compressed(codec: str, pixels: np.ndarray, described: str) -> object:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, codec, **({"quality": 95} if codec == "JPEG" else {}))
+    return wire.make(COMPRESSED, {"format": described, "data": buffer.getvalue()})
+
+
+def test_png_is_exact_and_jpeg_is_near() -> None:
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    pixels = np.stack([np.broadcast_to(ramp, (24, 32))] * 2 + [np.full((24, 32), 7)], -1)
+    pixels = np.ascontiguousarray(pixels, np.uint8)
+    exact = picture(compressed("PNG", pixels, "rgb8; png compressed bgr8"))
+    np.testing.assert_array_equal(exact, pixels)
+    near = decode(compressed("JPEG", pixels, "jpeg"))
+    assert np.abs(near.astype(int) - pixels).max() < 12
+
+
+def test_grey_pictures_get_three_channels() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(decode(compressed("PNG", grey, "png"))[..., 2], grey)
+
+
+def test_broken_compressed_data_is_refused() -> None:
+    message = compressed("JPEG", np.zeros((8, 8, 3), np.uint8), "jpeg")
+    message.data = message.data[:40]
+    with pytest.raises(ShapeError, match="are no JPEG or PNG"):
+        decode(message)
+    message.format = "16UC1; compressedDepth"
+    with pytest.raises(ShapeError, match="publish JPEG or PNG"):
+        decode(message)
+
+
+def test_arrays_that_do_not_fit_an_encoding_are_refused() -> None:
+    with pytest.raises(ShapeError, match="cannot be sent as 'rgb8'"):
+        image_fields(np.zeros((4, 4, 4), np.uint8), 0.0)
+    with pytest.raises(ShapeError, match="float64"):
+        image_fields(np.zeros((4, 4, 3)), 0.0)

@@ -1,0 +1,310 @@
+"""Overlay, replay, bridge, bring-up and the assembly of loops from parameters."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+from vla_prune_ros import assemble, params, wire
+from vla_prune_ros.bring_up import bring_up
+from vla_prune_ros.convert import to_rgb
+from vla_prune_ros.overlay import Overlay
+from vla_prune_ros.replay import Recording, Replay
+from vla_prune_sim_bridge.bridge import Bridge
+
+from vla_prune.errors import ConfigError, MissingError
+from vla_prune.runtime.clock import ManualClock
+from vla_prune.types import Observation
+
+from .scene import CHUNK, IMAGE, START_S, chunk, fused, image
+
+# Overlay
+
+
+def test_an_overlay_dims_what_was_dropped_and_keeps_its_pace() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        overlay = Overlay("image", clock, 5.0)
+        robot.sense()
+        overlay.put_chunk(wire.make(CHUNK, loop.turn()))
+        frame = image(clock.now(), robot.frames)
+        drawn = to_rgb(wire.make(IMAGE, overlay.draw(frame)))
+        plain = to_rgb(frame)
+        same = (drawn == plain).all(-1)[24:]  # below the writing
+        assert 0.02 < same.mean() < 0.6
+        assert overlay.draw(image(clock.now())) is None
+        pictures = 0
+        for i in range(30):
+            clock.advance(1 / 30)
+            pictures += overlay.draw(image(clock.now(), i)) is not None
+        assert pictures == 5
+
+
+def test_an_overlay_without_a_chunk_shows_the_camera() -> None:
+    frame = image(1.0, 4)
+    drawn = to_rgb(wire.make(IMAGE, Overlay("image", ManualClock()).draw(frame)))
+    np.testing.assert_array_equal(drawn[24:], to_rgb(frame)[24:])
+
+
+# Replay
+
+
+def record(folder: Path, plugin: StoragePlugin) -> list[bytes]:
+    kind, sent = "std_msgs/msg/String", []
+    with Writer(folder, version=9, storage_plugin=plugin) as writer:
+        told = writer.add_connection("/task", kind, typestore=wire.types())
+        seen = writer.add_connection("/front/image_raw", IMAGE, typestore=wire.types())
+        for i in range(4):
+            time = int((START_S + 0.1 * i) * 1e9)
+            for connection, message in (
+                (told, wire.make(kind, {"data": f"task {i}"})),
+                (seen, image(START_S + 0.1 * i, i, 16)),
+            ):
+                data = bytes(wire.encode(message, connection.msgtype))
+                writer.write(connection, time, data)
+                sent.append(data)
+    return sent
+
+
+@pytest.mark.parametrize("plugin", list(StoragePlugin), ids=lambda p: p.name)
+def test_a_recording_comes_back_byte_for_byte(plugin: StoragePlugin, tmp_path: Path) -> None:
+    sent = record(tmp_path / "bag", plugin)
+    recording = Recording(tmp_path / "bag")
+    assert recording.topics() == {"/task": "std_msgs/msg/String", "/front/image_raw": IMAGE}
+    assert [bytes(m.data) for m in recording.messages()] == sent
+
+
+def test_what_is_due_follows_the_rate(tmp_path: Path) -> None:
+    record(tmp_path / "bag", StoragePlugin.SQLITE3)
+    replay = Replay(Recording(tmp_path / "bag", rate=2.0))
+    assert [len(replay.due(t)) for t in (0.0, 0.04, 0.05, 0.16)] == [2, 0, 2, 4]
+    assert replay.over
+
+
+def test_a_loop_takes_recorded_time_back(tmp_path: Path) -> None:
+    record(tmp_path / "bag", StoragePlugin.SQLITE3)
+    replay = Replay(Recording(tmp_path / "bag", loop=True))
+    found = replay.due(0.65)
+    assert [m.round for m in found] == [0] * 8 + [1] * 8 + [2] * 2
+    times = [m.time_s for m in found]
+    assert times[8] == times[0] < times[7]
+    assert [m.due_s for m in found] == sorted(m.due_s for m in found)
+    assert not replay.over
+
+
+def test_a_recording_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="is no folder"):
+        Recording(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="above 0"):
+        Recording(tmp_path, rate=0.0)
+
+
+# Bridge
+
+
+class Belt:
+    """A world on a belt: every step moves it by the action, or along the path."""
+
+    def open(self, suite: str, task: int) -> Belt:
+        self.outcome = {"score": 0.0}
+        return self
+
+    step_s, instructions, over = 0.1, ("go on",), True
+
+    def start(self, state: int, seed: int) -> Observation:
+        self.over, self.steps, self.x, self.moves, self.seed = False, 0, 0.0, [], seed
+        return self.observe()
+
+    def observe(self) -> Observation:
+        frame = np.full((4, 6, 3), int(self.x) % 256, np.uint8)
+        return Observation({"front": frame}, "go on", np.array([self.x], np.float32))
+
+    def move(self, move) -> None:
+        self.moves.append(move)
+        self.steps += 1
+        self.x += float(move.action[0])
+        self.over = self.steps >= 5
+        self.outcome = {"score": self.x}
+
+    def guide(self, driver: str) -> Observation:
+        self.steps, self.x = self.steps + 1, self.x + 10.0
+        return self.observe()
+
+    def close(self) -> None:
+        self.over = True
+
+
+def bridge(**options) -> Bridge:
+    return Bridge("tests.ros.test_nodes_besides:Belt", {}, "belt", 0, **options)
+
+
+def path(stamp_s: float, x: tuple[float, ...]) -> object:
+    poses = [{"pose": {"position": {"x": v}}} for v in x]
+    fields = {"header": {"stamp": {"sec": int(stamp_s), "nanosec": round(stamp_s % 1 * 1e9)}}}
+    return wire.make("nav_msgs/msg/Path", fields | {"poses": poses})
+
+
+def test_a_simulated_robot_shows_itself_and_follows() -> None:
+    robot = bridge()
+    shown = robot.start()
+    assert wire.make(IMAGE, shown.images["front"]).header.stamp.sec == 1
+    robot.step()
+    assert robot.episodes.moves == []  # no command came yet: the world waits, time does not
+    assert robot.time_s == pytest.approx(1.1)
+    robot.put_path(path(1.0, (3.0, 6.0, 7.0)))
+    shown = robot.step()
+    assert shown.state["data"] == [3.0]
+    assert shown.clock["clock"] == {"sec": 1, "nanosec": 200_000_000}
+    move = robot.episodes.moves[0]
+    np.testing.assert_array_equal(move.path, [[3, 0], [3, 0], [1, 0]])
+    assert move.elapsed_s == pytest.approx(0.1)
+    assert move.fresh
+    robot.step()
+    assert not robot.episodes.moves[1].fresh
+
+
+def test_episodes_follow_each_other_and_time_never_goes_back() -> None:
+    robot = bridge()
+    robot.start()
+    robot.put_action(chunk(1.0, [[2.0, 0.0]]))
+    times = []
+    while not robot.over:
+        shown = robot.step()
+        times.append(shown.time_s)
+    assert shown.outcome == {"score": 10.0}
+    again = robot.start()
+    assert again.time_s >= times[-1]
+    assert robot.episodes.seed == 1
+    assert again.state["data"] == [0.0]
+
+
+def test_a_replay_is_moved_by_its_driver_alone() -> None:
+    robot = bridge(driver="expert")
+    robot.start()
+    robot.put_action(chunk(1.0, [[2.0, 0.0]]))
+    assert robot.step().state["data"] == [10.0]
+
+
+def test_a_command_that_is_nan_moves_nothing() -> None:
+    robot = bridge()
+    robot.start()
+    robot.put_path(path(1.0, (float("nan"),)))
+    assert "not finite" in robot.refused
+    robot.step()
+    assert robot.episodes.moves == []
+
+
+# Bring-up
+
+
+class Slow:
+    """A life-cycle node that needs some seconds for each transition, and may lose its replies."""
+
+    def __init__(self, name: str, needs_s: float = 0.0, mute: bool = False, dead: bool = False):
+        self.name, self.needs_s, self.mute, self.dead = name, needs_s, mute, dead
+        self.label = "unconfigured"
+
+    def change(self, transition: str, timeout_s: float) -> bool | None:
+        if self.dead or self.needs_s > timeout_s:
+            return None
+        self.label = {"configure": "inactive", "activate": "active"}[transition]
+        return None if self.mute else True
+
+    def state(self, timeout_s: float) -> str | None:
+        return None if self.dead else self.label
+
+
+def test_all_become_active_in_order() -> None:
+    said: list[str] = []
+    assert bring_up([Slow("a"), Slow("b", mute=True)], 10.0, said.append) == ""
+    assert said == ["a is inactive.", "b is inactive.", "a is active.", "b is active."]
+
+
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        (Slow("b", dead=True), "b did not answer 'configure' within 10 s and tells no state"),
+        (Slow("b", needs_s=60.0), "b did not finish 'configure' within 10 s and is still unconf"),
+    ],
+)
+def test_who_hangs_is_said(peer: Slow, message: str) -> None:
+    assert message in bring_up([Slow("a"), peer], 10.0)
+
+
+def test_a_refusal_is_not_taken_for_a_hang() -> None:
+    class Refuses(Slow):
+        def change(self, transition: str, timeout_s: float) -> bool:
+            return False
+
+    assert "a refused 'configure' and is unconfigured" in bring_up([Refuses("a")], 10.0)
+
+
+# Assembly
+
+TINY = """
+adapter: openvla
+weights: random
+config:
+  towers: [{kind: conv, image_size: 48, patch_size: 12, hidden_size: 16, layers: 1, heads: 2}]
+  llm: {vocab_size: 320, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2,
+        num_attention_heads: 4, pad_token_id: 0}
+  views: [CAM_FRONT_LEFT, CAM_FRONT, CAM_FRONT_RIGHT]
+  form: oft
+  chunk: 6
+  slots_per_step: 1
+  action_dim: 2
+  proprio_dim: 10
+  action_vocab: 300
+  learned_slots: true
+  shifted_read: false
+dt_s: 0.5
+device: cpu
+"""
+
+
+def parameters(tmp_path: Path, **changes) -> dict:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    given = {"policy": str(tmp_path / "tiny.yaml"), "contract": "vehicle", "warmup_calls": 1}
+    return params.defaults("policy_node") | given | {"recipe": "divprune"} | changes
+
+
+def test_parameters_become_a_warm_policy_and_a_command_loop(tmp_path: Path) -> None:
+    clock = ManualClock(START_S)
+    with ExitStack() as stack:
+        values = parameters(tmp_path)
+        model = assemble.open_model(values, stack)
+        assert (model.keep, model.state_dim, model.actions) == ((1.0, 0.5, 0.25, 0.125), 10, 2)
+        loop = assemble.policy_loop(values, clock, model)
+        assert loop.health.keep_ratio == 0.25
+        for camera in ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"):
+            loop.senses.put_image(camera, image(clock.now()))
+        state = wire.make("std_msgs/msg/Float64MultiArray", {"data": np.zeros(10)})
+        loop.senses.put_state(loop.senses.contract.states[0], state)
+        message = wire.make(CHUNK, loop.turn())
+    values = params.defaults("command_node") | {"contract": "vehicle", "execute": 6}
+    commander = assemble.command_loop(values, clock)
+    assert commander.put_chunk(message) == ""
+    made = commander.tick()
+    assert made.source == "chunk"
+    assert set(made.messages) == {"plan"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": ""}, "parameter 'policy' is empty"),
+        ({"policy": "pocket_libro_object"}, "did you mean 'pocket_libero_object'"),
+        ({"buckets": [0.0]}, "give keep ratios"),
+        ({"contract": "arm"}, "did you mean|camera 'CAM_FRONT_LEFT' is unknown"),
+        ({"keep_ratio": 0.01}, "no bucket at or below"),
+    ],
+)
+def test_parameters_that_cannot_be_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    values = parameters(tmp_path, **change)
+    with ExitStack() as stack, pytest.raises(ConfigError, match=message):
+        assemble.policy_loop(values, ManualClock(), assemble.open_model(values, stack))

@@ -1,0 +1,106 @@
+"""Every parameter of every node has a name, a type, a default, a range and a sentence."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+from vla_prune_ros import params
+from vla_prune_ros.params import PARAMETERS, TYPES, check, defaults, markdown
+
+from vla_prune.errors import ConfigError
+
+from .conftest import WORKSPACE
+
+NODES = list(PARAMETERS)
+ROWS = [(node, p) for node in NODES for p in PARAMETERS[node]]
+BRINGUP = WORKSPACE / "vla_prune_bringup"
+
+
+def test_every_node_has_a_table() -> None:
+    assert set(NODES) == {
+        "pruner_node", "policy_node", "command_node", "overlay_node", "replay_node", "sim_bridge",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("node", "p"), ROWS, ids=lambda v: getattr(v, "name", v))
+def test_a_row_is_whole(node: str, p: params.Parameter) -> None:
+    assert p.type in TYPES
+    assert p.description.endswith(".")
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", p.name)
+    check(node, p.name, p.default)
+    if p.type in ("double", "integer"):
+        assert p.low is not None
+        assert p.high is not None
+        with pytest.raises(ConfigError, match="its range is"):
+            check(node, p.name, type(p.default)(p.high + 1))
+    assert p.name in {q.name for q in PARAMETERS[node]}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_names_are_given_once(node: str) -> None:
+    names = [p.name for p in PARAMETERS[node]]
+    assert len(set(names)) == len(names)
+    assert {"contract", "heartbeat_hz"} <= set(names)
+
+
+def used(path) -> set[str]:
+    """Every ``values["name"]`` or ``params["name"]`` of a file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("values", "params")
+            and isinstance(node.slice, ast.Constant)
+        ):
+            found.add(node.slice.value)
+    return found
+
+
+def test_every_parameter_is_used_and_every_use_is_in_the_table() -> None:
+    folder = WORKSPACE / "vla_prune_ros" / "vla_prune_ros"
+    files = [*folder.glob("*_node.py"), folder / "node.py", folder / "assemble.py"]
+    files.append(WORKSPACE / "vla_prune_sim_bridge" / "vla_prune_sim_bridge" / "sim_bridge.py")
+    asked = set().union(*(used(path) for path in files)) | {"time_stages"}
+    known = {p.name for _, p in ROWS}
+    assert asked == known
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value", "message"),
+    [
+        ("policy_node", "keep_ration", 0.5, "did you mean 'keep_ratio'"),
+        ("policy_nod", "keep_ratio", 0.5, "did you mean 'policy_node'"),
+        ("policy_node", "keep_ratio", 0.0, "its range is 0.001 .. 1"),
+        ("policy_node", "keep_ratio", float("nan"), "its range is"),
+        ("policy_node", "keep_ratio", "much", "give a double"),
+        ("policy_node", "input", "image", "did you mean 'images'"),
+        ("policy_node", "warmup_calls", True, "give a integer"),
+        ("command_node", "execute", 0, "its range is 1 .. 1000"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(
+    node: str, name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(node, name, value)
+
+
+def test_only_live_parameters_change_while_a_node_runs() -> None:
+    check("policy_node", "keep_ratio", 0.5, active=True)
+    check("command_node", "deadline_ms", 40.0, active=True)
+    check("command_node", "limit_scale", 0.5, active=True)
+    with pytest.raises(ConfigError, match="new configure alone"):
+        check("policy_node", "recipe", "dense", active=True)
+
+
+def test_defaults_are_complete() -> None:
+    assert set(defaults("policy_node")) == {p.name for p in PARAMETERS["policy_node"]}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_readme_shows_the_table_as_it_is(node: str) -> None:
+    readme = (BRINGUP / "README.md").read_text(encoding="utf-8")
+    assert markdown(node) in readme

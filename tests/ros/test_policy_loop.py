@@ -1,0 +1,221 @@
+"""The policy node's logic on a clock that the test moves: what it acts on, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+
+from vla_prune_ros import wire
+from vla_prune_ros.chunks import unpack_chunk
+
+from vla_prune.errors import ConfigError
+from vla_prune.pruner import ACTION
+
+from .scene import CHUNK, fused, image
+
+PERIOD_S = 1 / 30
+
+
+def test_fresh_frames_become_a_chunk_with_the_oldest_stamp() -> None:
+    with fused() as (loop, robot, clock):
+        loop.senses.put_image("image", image(clock.now() - 0.015))
+        robot.sense(skip=("image",))
+        message = wire.make(CHUNK, loop.turn())
+        chunk = unpack_chunk(message, ["j0", "j1"])
+        assert chunk.stamp_s == pytest.approx(clock.now() - 0.015)
+        assert chunk.actions.shape == (3, 2)
+        assert np.isfinite(chunk.actions).all()
+        assert [g.name for g in message.cameras] == ["image", "wrist"]
+        assert sum(g.kept for g in message.cameras) == len(message.kept_index) == message.kept[-1]
+        assert loop.health.state == "running"
+        assert loop.turn() is None  # the same frames are not acted on twice
+
+
+def test_no_frame_older_than_the_limit_is_ever_acted_on() -> None:
+    rng = np.random.default_rng(3)
+    acted = 0
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        for _ in range(60):
+            clock.advance(PERIOD_S)
+            robot.sense(late_s=float(rng.choice([0.0, 0.1, 0.149, 0.151, 0.3, 2.0])))
+            robot.sense(skip=("image", "wrist"))
+            made = loop.turn()
+            if made is not None:
+                acted += 1
+                stamp = made["header"]["stamp"]
+                assert clock.now() - (stamp["sec"] + stamp["nanosec"] / 1e9) <= 0.15 + 1e-6
+    assert acted > 5
+
+
+@pytest.mark.parametrize("topic", ["image", "wrist", "joint_states"])
+def test_a_silent_topic_is_named_within_a_period_of_its_limit_and_mended(topic: str) -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        robot.sense()
+        assert loop.turn() is not None
+        silent = 0.0
+        while loop.health.state == "running":
+            clock.advance(PERIOD_S)
+            silent += PERIOD_S
+            robot.sense(skip=(topic,))
+            assert loop.turn() is None or topic == "joint_states"
+            assert silent < 0.15 + 2 * PERIOD_S
+        assert topic in loop.health.reason
+        assert "s" in loop.health.reason
+        clock.advance(PERIOD_S)
+        robot.sense()
+        assert loop.turn() is not None
+        assert loop.health.state == "running"
+
+
+def test_a_broken_frame_is_refused_and_the_next_one_taken() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        robot.sense(skip=("image",))
+        broken = image(clock.now())
+        broken.data = broken.data[:100]
+        loop.senses.put_image("image", broken)
+        assert loop.turn() is None
+        assert loop.health.refused == 1
+        assert "camera image" in loop.health.last_refused
+        clock.advance(PERIOD_S)
+        robot.sense()
+        assert loop.turn() is not None
+
+
+def test_a_state_that_is_nan_is_not_used() -> None:
+    from .scene import joints
+
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        source = loop.senses.contract.states[0]
+        robot.sense(skip=("joint_states",))
+        loop.senses.put_state(source, joints(clock.now(), float("nan")))
+        assert loop.turn() is None
+        assert "position.j0 is nan" in loop.health.last_refused
+        assert loop.health.state == "holding"
+
+
+def test_actions_that_are_not_finite_are_never_sent() -> None:
+    with fused(keep=(1.0,), recipe="dense") as (loop, robot, clock):
+        robot.sense()
+        assert loop.turn() is not None
+        head = [p for n, p in loop.policy.adapter.model.named_parameters() if "head" in n][-1]
+        head.data.fill_(float("nan"))
+        clock.advance(PERIOD_S)
+        robot.sense()
+        assert loop.turn() is None
+        assert loop.health.state == "holding"
+        assert "not finite" in loop.health.reason
+
+
+def test_a_bag_that_loops_means_hold_and_a_new_episode() -> None:
+    with fused() as (loop, robot, clock):
+        for _ in range(3):
+            clock.advance(PERIOD_S)
+            robot.sense()
+            loop.turn()
+        first, remembered = loop.health.episode_id, loop.state
+        assert remembered.history[ACTION]
+        clock.jump(90.0)
+        robot.sense()  # frames of the new round, already there when the jump is seen
+        assert loop.turn() is None
+        assert loop.health.state == "holding"
+        assert "the clock jumped back by" in loop.health.reason
+        assert loop.health.episode_id != first
+        assert loop.state.history == {}
+        clock.advance(PERIOD_S)
+        robot.sense()
+        assert loop.turn()["episode_id"] == loop.health.episode_id
+        assert loop.health.state == "running"
+
+
+def test_a_new_instruction_clears_the_history_and_says_so() -> None:
+    with fused() as (loop, robot, clock):
+        for _ in range(3):
+            clock.advance(PERIOD_S)
+            robot.sense()
+            made = loop.turn()
+        assert len(loop.state.history[ACTION]) == 3
+        assert made["notes"] == []
+        loop.senses.put_task("open the drawer")
+        clock.advance(PERIOD_S)
+        robot.sense()
+        made = loop.turn()
+        assert len(loop.state.history[ACTION]) == 1
+        assert "history was cleared" in made["notes"][0]
+        assert made["instruction"] == "open the drawer"
+        assert made["episode_id"] == loop.health.episode_id  # not a new episode
+
+
+def test_nothing_is_done_without_an_instruction() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, _):
+        loop.senses.put_task("")
+        robot.sense()
+        assert loop.turn() is None
+        assert loop.health.state == "waiting"
+        assert "no instruction" in loop.health.reason
+
+
+def test_the_budget_changes_from_the_next_call_on() -> None:
+    with fused() as (loop, robot, clock):
+        kept = []
+        for keep in (1.0, 0.5, 0.3):
+            assert loop.set_budget(keep) == {1.0: 1.0, 0.5: 0.5, 0.3: 0.25}[keep]
+            clock.advance(PERIOD_S)
+            robot.sense()
+            kept.append(len(loop.turn()["kept_index"]))
+        assert kept == [32, 16, 8]
+        with pytest.raises(ConfigError, match="has no bucket at or below it"):
+            loop.set_budget(0.1)
+        assert loop.health.keep_ratio == 0.25
+
+
+def test_a_chunk_of_the_episode_before_a_reset_is_thrown_away() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        act = loop.policy.act_one
+
+        def slow(*args):  # somebody resets while the policy thinks
+            made = act(*args)
+            loop.senses.reset("second")
+            return made
+
+        loop.policy.act_one = slow
+        robot.sense()
+        assert loop.turn() is None
+        assert "before the reset" in loop.health.last_refused
+        loop.policy.act_one = act
+        clock.advance(PERIOD_S)
+        robot.sense()
+        made = loop.turn()
+        assert (made["episode_id"], made["tick"]) == ("second", 0)
+
+
+def test_it_acts_no_more_often_than_it_may() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        loop.pace.rate_hz = 10.0
+        acted = 0
+        for i in range(45):
+            clock.advance(PERIOD_S + (0.003 if i % 2 else -0.003))
+            robot.sense()
+            acted += loop.turn() is not None
+        assert 13 <= acted <= 16
+
+
+def test_a_lent_camera_may_fall_silent_for_a_while() -> None:
+    from .scene import contract_data
+
+    data = contract_data()["observations"]
+    data[1]["align"] = {"max_age_ms": 100, "drop": "last", "last_age_ms": 400}
+    with fused(keep=(0.25,), observations=data) as (loop, robot, clock):
+        robot.sense()
+        first = clock.now()
+        for _ in range(11):
+            made = loop.turn()
+            assert made is not None
+            assert made["header"]["stamp"]["sec"] == int(first)  # its age is the observation's
+            clock.advance(PERIOD_S)
+            robot.sense(skip=("wrist",))
+        clock.advance(0.1)
+        robot.sense(skip=("wrist",))
+        assert loop.turn() is None
+        assert "wrist silent" in loop.health.reason
