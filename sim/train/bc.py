@@ -22,7 +22,10 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +37,15 @@ from torch.nn import functional as F
 from vla_prune_sim.train.frames import Batch, FrameSet
 from vla_prune_sim.train.pocket import pocket_config, word_tokenizer
 
+from vla_prune.adapters.openvla import OpenVLAAdapter, hashed_words
+from vla_prune.adapters.projector import PROJECTOR, cut_at_projector
+from vla_prune.budgets import ConstantBudget
 from vla_prune.models.actions import Statistics
-from vla_prune.models.openvla import OpenVLA
+from vla_prune.models.openvla import OpenVLA, OpenVLAInputs
+from vla_prune.pruner import Cut, Pruner
+from vla_prune.selectors import TopKSelector
+from vla_prune.tokens import TokenView
+from vla_prune.types import PolicyState
 
 GRIPPER = 6  # its place in a manipulator's action; driving plans are shorter
 # Patches that are few and matter most weigh most; those not named here weigh 1.
@@ -76,6 +86,70 @@ class Helpers(nn.Module):
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight=weight)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A scorer that says what the trainer drew.
+
+    Attributes:
+        scores: ``[B, M]`` of all visual tokens.
+    """
+
+    scores: Tensor
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def score(self, view: TokenView) -> Tensor:
+        """``[B, N]``."""
+        return self.scores.gather(1, view.index)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Token dropout where a recipe would cut, by the same engine.
+
+    A policy that lost tokens at its projector alone is not yet used to losing them in the middle
+    of the decoder.
+
+    Attributes:
+        adapter: of the policy that is trained.
+        keep: share of each view's tokens that stays.
+        layer: the decoder layer in front of which the others go; 0 is the projector.
+    """
+
+    adapter: OpenVLAAdapter
+    keep: float
+    layer: int = 0
+
+    def decode(
+        self, features: Tensor, ids: Tensor, proprio: Tensor, mask: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, OpenVLAInputs, Tensor]:
+        """Last hidden states, where things stand in them, and grid indices of the kept tokens.
+
+        Args:
+            features: ``[B, M, E]`` of the towers.
+            ids: ``[B, T]`` words.
+            proprio: ``[B, P]`` normalised state.
+            mask: ``[B, T]`` which words there are.
+            scores: ``[B, M]`` the highest stay; None keeps all.
+        """
+        model = self.adapter.model
+        site = f"decoder.{self.layer}" if self.layer else PROJECTOR.name
+        cuts = ()
+        if scores is not None:
+            cuts = (Cut(site, (Drawn(scores),), TopKSelector(), ConstantBudget(self.keep)),)
+        states = [PolicyState() for _ in ids]
+        call = Pruner(cuts).begin(states, self.adapter.layout, features.device)
+        visual, index, counts = cut_at_projector(model.projector(features), call)
+        inputs = model.build_inputs(visual, ids, proprio, mask, index + model.visual_offset)
+        run = self.adapter.decoder_run(inputs, (visual, index, counts), call)
+        with ExitStack() as stack:
+            self.adapter.attach(stack)
+            stack.enter_context(self.adapter.hooks.running(run))
+            hidden = model.decode(inputs)
+        removed = inputs.embeds.shape[1] - hidden.shape[1]
+        rows = tuple(row - removed for row in inputs.action_rows)
+        return hidden, replace(inputs, action_rows=rows), call.kept.get(site, index)
+
+
 class Trainer:
     """One policy, its optimiser and its place in the data; everything a resume needs.
 
@@ -103,6 +177,7 @@ class Trainer:
         )
         self.statistics = self._statistics()
         self.model = OpenVLA(self.config, self.statistics).to(self.device)
+        self.adapter = OpenVLAAdapter(self.model, hashed_words)
         tower = sum(t.hidden_size for t in self.config.towers)
         width = self.config.llm["hidden_size"]
         known = self.tokenizer.get_vocab_size(), self.train.classes, len(offsets)
@@ -189,25 +264,24 @@ class Trainer:
         labels = batch.labels.to(device)
         features = model.vision_features(batch.images.to(device))
         losses = {"tower": 0.1 * self.helpers.tower_loss(features, ids, labels)}
-        visual, positions = model.projector(features), None
-        if keep < 1.0:
-            scores = torch.from_numpy(rng.random(labels.shape, dtype=np.float32)).to(device)
-            scores = scores + self.spared.to(device)[labels]
-            index = scores.topk(round(keep * labels.shape[1])).indices.sort().values
-            visual = visual.gather(1, index[..., None].expand(-1, -1, visual.shape[-1]))
-            labels, positions = labels.gather(1, index), index + model.visual_offset
         proprio = self.statistics.normalise_proprio(None, batch.proprio.to(device))
         if model.training:
             proprio = proprio + self.args.state_noise * torch.randn_like(proprio)
-        inputs = model.build_inputs(visual, ids, proprio, mask, positions)
-        hidden = model.decode(inputs)
+        chosen = None
+        if keep < 1.0:
+            chosen = torch.from_numpy(rng.random(labels.shape, dtype=np.float32)).to(device)
+            chosen = chosen + self.spared.to(device)[labels]
+        dropout = Dropout(self.adapter, keep, self.args.drop_layer)
+        hidden, inputs, kept = dropout.decode(features, ids, proprio, mask, chosen)
+        labels = labels.gather(1, kept)
         predicted = model.predict_chunk(hidden, inputs).float()
         wanted = self.statistics.normalise(None, batch.actions.to(device)).clamp(-1.5, 1.5)
         error = (predicted - wanted).abs()
         losses["action"] = error[..., :GRIPPER].mean()
         if error.shape[-1] > GRIPPER:
             losses["gripper"] = 0.25 * error[..., GRIPPER].mean()
-        tokens = hidden[:, slice(*inputs.visual_slots)]
+        start = inputs.visual_slots[0]
+        tokens = hidden[:, start : start + kept.shape[1]]
         losses["token"] = 0.15 * self.helpers.class_loss(self.helpers.token_class(tokens), labels)
         offsets = self.helpers.offset(hidden[:, inputs.action_rows[0]]).float()
         losses["offset"] = 0.3 * (offsets - 10.0 * batch.offsets.to(device)).abs().mean()
@@ -340,6 +414,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrain", type=int, default=800)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.5, 1.0])
     parser.add_argument("--spare", nargs="*", default=[], help="patch classes never dropped")
+    parser.add_argument(
+        "--drop-layer", type=int, default=0, help="decoder layer that dropout precedes"
+    )
     parser.add_argument("--dense-tail", type=float, default=0.1)
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--state-noise", type=float, default=0.02, help="on the state in [-1, 1]")

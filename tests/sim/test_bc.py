@@ -98,23 +98,36 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) 
         assert torch.equal(value, theirs[name]), name
 
 
-def test_spared_classes_are_dropped_last(demos, tmp_path) -> None:
-    made = trainer(demos, tmp_path, 4, "--spare", "vehicle")
-    seen = {}
-    build = made.model.build_inputs
-
-    def build_inputs(visual, ids, proprio, mask, positions):
-        seen["kept"] = positions - made.model.visual_offset
-        return build(visual, ids, proprio, mask, positions)
-
-    made.model.build_inputs = build_inputs
+@pytest.mark.parametrize("layer", [0, 2])
+def test_spared_classes_are_dropped_last(demos, tmp_path, monkeypatch, layer) -> None:
+    made = trainer(demos, tmp_path, 4, "--spare", "vehicle", "--drop-layer", str(layer))
+    passes, decode = [], bc.Dropout.decode
+    monkeypatch.setattr(bc.Dropout, "decode", lambda *a: passes.append(decode(*a)) or passes[-1])
     batch = made.train.batch(np.arange(4))
-    made.losses(batch, 0.5, np.random.default_rng(0))
+    sum(made.losses(batch, 0.5, np.random.default_rng(0)).values()).backward()
+    hidden, inputs, kept = passes[0]
+    assert kept.shape == (4, 144)
+    assert hidden.shape[1] == inputs.embeds.shape[1] - (144 if layer else 0)
     vehicles = batch.labels == CLASSES.index("vehicle")
     assert vehicles.any(1).all()
-    assert (vehicles.sum(1) < seen["kept"].shape[1]).all()
     for row in range(4):
-        assert set(vehicles[row].nonzero()[:, 0].tolist()) <= set(seen["kept"][row].tolist())
+        assert set(vehicles[row].nonzero()[:, 0].tolist()) <= set(kept[row].tolist())
+    assert all(p.grad is not None for p in made.model.towers.parameters())
+
+
+def test_dropout_in_front_of_a_layer_changes_that_layer_and_later_ones_only(
+    demos, tmp_path
+) -> None:
+    made = trainer(demos, tmp_path, 4, "--drop-layer", "2")
+    batch, widths = made.train.batch(np.arange(2)), {}
+    layers = made.model.language_model.model.layers
+    for number, layer in enumerate(layers):
+        layer.mlp.register_forward_hook(
+            lambda _, inputs, __, number=number: widths.update({number: inputs[0].shape[1]})
+        )
+    made.losses(batch, 0.25, np.random.default_rng(0))
+    assert widths[0] == widths[1]
+    assert {widths[0] - widths[number] for number in range(2, len(layers))} == {216}
 
 
 def test_a_class_that_does_not_exist_is_named(demos, tmp_path) -> None:

@@ -154,11 +154,11 @@ class OpenVLAAdapter:
 
     def act_on(self, seen: Seen, observations: Seq[Observation], call: PruneCall) -> Tensor:
         """The second half: words, robot state and decoder. Looks at no image."""
-        model, (visual, index, counts) = self.model, seen
+        model, (visual, index, _) = self.model, seen
         with call.clock.stage("prepare"):
             proprio, (ids, mask) = self._proprio(observations), self._words(observations)
         inputs = model.build_inputs(visual, ids, proprio, mask, index + model.visual_offset)
-        run = DecoderRun(self._sequence(inputs, visual, index, counts), call, self._layer(call))
+        run = self.decoder_run(inputs, seen, call)
         with self.hooks.running(run):
             actions = (
                 self._parallel(inputs, run) if model.bidirectional else self._tokens(inputs, run)
@@ -166,6 +166,10 @@ class OpenVLAAdapter:
         if model.statistics is not None:
             actions = model.statistics.unnormalise(self.dataset, actions.float())
         return self.gripper(actions)
+
+    def decoder_run(self, inputs: OpenVLAInputs, seen: Seen, call: PruneCall) -> DecoderRun:
+        """What the hooks need to know of one pass through the decoder."""
+        return DecoderRun(self._sequence(inputs, *seen), call, self._layer(call))
 
     def _parallel(self, inputs: OpenVLAInputs, run: DecoderRun) -> Tensor:
         clock = run.call.clock
