@@ -14,7 +14,7 @@ libero: $(VENV)/.libero
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[sim,nuscenes,train,viz,dev]'
+	$(PIP) -e '.[sim,nuscenes,train,viz,dds,dev]'
 	touch $@
 
 # hf-libero's environment path without what its training code drags in; an extra cannot express this.
@@ -29,7 +29,8 @@ lint: env
 test: env libero lint
 	VLA_PRUNE_LIBERO_ASSETS="$(ASSETS)" OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-demo: env $(if $(ASSETS),libero)
+# The driving policy needs no more; without it the demo is LIBERO's.
+demo: env $(if $(wildcard vla_prune/models/pocket_drive),,$(if $(ASSETS),libero))
 	VLA_PRUNE_LIBERO_ASSETS="$(ASSETS)" $(BIN)/vla-prune demo
 
 clean:

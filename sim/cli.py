@@ -9,18 +9,25 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from vla_prune_sim import demo as demonstration
 from vla_prune_sim import rollout, table
+from vla_prune_sim.masks import cli as masks
+from vla_prune_sim.realtime import table as realtime_table
+from vla_prune_sim.tune.cli import tune
 
 from vla_prune import config, report
 from vla_prune.cli import Json, Set, emit, err, out, progress
+
+ERRORS = 5  # of broken episodes that are told; all stand beside the results
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(run)
     app.command()(demo)
+    app.command()(tune)
     worlds = typer.Typer(help="Synthetic driving worlds.", no_args_is_help=True)
     worlds.command()(make)
     app.add_typer(worlds, name="world")
+    masks.register(app)
 
 
 def run(
@@ -28,7 +35,9 @@ def run(
     only: Annotated[
         list[str], typer.Option(help="SUITE:TASK:STATE:RECIPE:KEEP, an entry to repeat.")
     ] = [],  # noqa: B006 typer needs a list
-    recipes: Annotated[str, typer.Option(help="Comma-separated: only rows of these.")] = "",
+    recipes: Annotated[
+        str, typer.Option(help="Comma-separated: only rows of these, drivers too.")
+    ] = "",
     overrides: Set = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -37,7 +46,9 @@ def run(
     config.check_keys(name, rollout.RunConfig, data)
     if recipes:
         wanted = {item.strip() for item in recipes.split(",")} | {"dense"}
-        data["rows"] = [row for row in data["rows"] if row["recipe"] in wanted]
+        data["rows"] = [
+            row for row in data["rows"] if (row.get("recipe") or row.get("driver")) in wanted
+        ]
     run_config = rollout.RunConfig(**data)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
@@ -47,38 +58,52 @@ def run(
         )
     if only:
         for result in results:
-            told = ", ".join(f"{name} {value:g}" for name, value in result["outcome"].items())
+            told = ", ".join(f"{k} {report.cell(v)}" for k, v in result["outcome"].items())
             out.print(f"{result['key']}: {told}")
         emit({"episodes": results}, as_json)
         return
     document = table.make(run_config, results)
-    shown = list(dict.fromkeys(name for row in document["rows"] for name in row))
-    out.print(report.table(run_config.results, document["rows"], shown))
+    short = realtime_table.short if run_config.realtime else table.short
+    out.print(report.table(run_config.results, *short(document["rows"])))
+    for result in [r for r in results if "error" in r][:ERRORS]:
+        err.print(f"{result['key']}: {result['error']}", highlight=False, markup=False)
     emit(document, as_json)
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Where pictures and results go.")] = Path(
+    folder: Annotated[Path, typer.Option("--out", help="Where the report goes.")] = Path(
         "runs/demo"
     ),
+    world: Annotated[
+        str, typer.Option(help="drive, libero or frames; what is there where not given.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """See pruning work: LIBERO in closed loop where it is installed, drawn frames elsewhere."""
-    with progress("demo") as update:
-        document = demonstration.run(folder, update)
+    """See pruning work: a policy dense and pruned in closed loop, a table and films on a page."""
+    world, note = demonstration.choose(world)
+    if note:
+        err.print(note, highlight=False, markup=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        line = bar.add_task("demo", total=1.0)
+        document = demonstration.run(
+            folder, world, lambda what, share: bar.update(line, description=what, completed=share)
+        )
+    document["note"] = note
     if "rows" in document:
-        shown = ["suite", "recipe", "keep_ratio", "episodes", "success", "tokens", "time_ratio"]
-        out.print(report.table("closed loop", document["rows"], shown))
+        out.print(report.table(f"closed loop: {world}", *table.short(document["rows"])))
     stages = [
         {"recipe": row["recipe"], "keep_ratio": row["keep_ratio"], "ms": row["median_ms"]}
         | {name: row["stages_ms"].get(name) for name in demonstration.STAGES}
         for row in document["stages"]
     ]
-    columns = ["recipe", "keep_ratio", "ms", *demonstration.STAGES]
-    out.print(report.table("one policy call, median milliseconds", stages, columns))
+    shown = ["recipe", "keep_ratio", "ms", *demonstration.STAGES]
+    out.print(report.table("one policy call, median milliseconds", stages, shown))
     out.print(
-        f"kept {document['kept']} of {document['of']} visual tokens: {document['picture']}",
+        f"kept {document['kept']} of {document['of']} visual tokens: {document['picture']}\n"
+        f"report: {document['report']}",
         highlight=False,
+        soft_wrap=True,
     )
     emit(document, as_json)
 

@@ -41,6 +41,13 @@ class _Running:
     frames: list[np.ndarray] = field(default_factory=list)
     shown: Observation | None = None
 
+    def note(self, chunk: ActionChunk) -> None:
+        """Gather what a call took and kept; a dense call among pruned ones is only counted."""
+        kept = {site: len(index) for site, index in chunk.kept.items()}
+        self.llm_ms.append(_llm_ms(chunk))
+        self.unpruned += not kept
+        self.kept = kept or self.kept
+
 
 class Player:
     """What one worker holds: its seats, and one adapter per suite.
@@ -113,9 +120,7 @@ class Player:
                 images = run.shown.images
                 run.frames.append(np.stack([images[name] for name in sorted(images)]))
         for run, chunk in _asked(policy, list(running)):
-            run.llm_ms.append(_llm_ms(chunk))
-            run.kept = {site: len(index) for site, index in chunk.kept.items()}
-            run.unpruned += not run.kept
+            run.note(chunk)
             run.seat.advance(chunk.actions[: self.config.execute])
 
     def _result(self, run: _Running) -> dict[str, Any]:
@@ -152,22 +157,21 @@ class Player:
         self, instructions: Sequence[str], episode: Episode
     ) -> Callable[[Observation, int], Observation]:
         """What a control does to what the policy sees."""
-        control, tasks = episode.row.control, len(instructions)
-        other = (episode.task + tasks // 2) % tasks
+        control = episode.row.control
         if control == "black":
             return lambda o, _: replace(
                 o, images={k: np.zeros_like(v) for k, v in o.images.items()}
             )
         if control == "wrong_instruction":
+            if len(instructions) < 2:
+                raise ConfigError(
+                    f"control wrong_instruction: {episode.suite} has one instruction only; take "
+                    "the row out."
+                )
+            other = (episode.task + len(instructions) // 2) % len(instructions)
             return lambda o, _: replace(o, instruction=instructions[other])
         if control == "other_images":
-            file = self._frame_file(episode, other)
-            if not file.exists():
-                raise ConfigError(
-                    f"control other_images needs the dense episode of task {other}, state "
-                    f"{episode.state}; put both tasks in the config."
-                )
-            frames = np.load(file)  # [calls, V, H, W, 3]
+            frames = np.load(self._others_frames(episode))  # [calls, V, H, W, 3]
             return lambda o, call: replace(
                 o,
                 images=dict(
@@ -175,6 +179,19 @@ class Player:
                 ),
             )
         return lambda o, _: o
+
+    def _others_frames(self, episode: Episode) -> Path:
+        """What dense saw in another task: half the config's tasks on, or the next that has any."""
+        tasks = self.config.suites[episode.suite].tasks
+        at = tasks.index(episode.task) + len(tasks) // 2
+        for other in [tasks[(at + i) % len(tasks)] for i in range(len(tasks))]:
+            file = self._frame_file(episode, other)
+            if other != episode.task and file.exists():
+                return file
+        raise ConfigError(
+            f"control other_images needs the dense episode of another task than {episode.task} of "
+            f"{episode.suite} with state {episode.state}; put two tasks in the config."
+        )
 
     def _frame_file(self, episode: Episode, task: int) -> Path:
         return self.frames / f"{episode.suite}_{task}_{episode.state}.npy"
@@ -208,6 +225,9 @@ def _time_ratio(policy: VLAPolicy, shown: Observation, state: PolicyState) -> fl
     Taking turns keeps the load of the machine, which changes within minutes, out of the ratio. The
     first round only warms up.
     """
+    # A call of its own that runs dense (a refresh) would say nothing: time the one behind it.
+    state = copy.deepcopy(state)
+    state.tick += policy.pruners[0].warming_up(state)
     # The hooks of an attached adapter obey whichever pruner begins a call.
     dense = VLAPolicy(policy.adapter, Pruner(), time_stages=True)
     ratios = []

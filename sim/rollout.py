@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import traceback
@@ -20,10 +21,14 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from vla_prune_sim.realtime.config import RealtimeConfig, check_rows, settings
 from vla_prune_sim.spans import numbers
+from vla_prune_sim.survey import marks, spoken, survey, tasks_there
 
 from vla_prune.config import check_keys
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 CONTROLS = ("none", "black", "other_images", "wrong_instruction")
 WORLDS = {
@@ -43,6 +48,8 @@ class Row:
             episode; ``wrong_instruction``, that of another task of the suite.
         states: how many of the config's states this row runs; None for all.
         driver: a reference driver of the world (LIBERO's ``expert``, say) in the policy's place.
+        controller: in real time, the run-time controller picks the keep ratio of each call.
+        settings: of the real-time section, which this row runs in; None for all.
     """
 
     recipe: str = ""
@@ -50,6 +57,8 @@ class Row:
     control: str = "none"
     states: int | None = None
     driver: str = ""
+    controller: bool = False
+    settings: list[str] | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +106,8 @@ class RunConfig:
             one on a CPU and one per core (at most 16) on CUDA.
         threads: torch threads in each worker.
         sim: handed to the world, such as image size and look.
+        realtime: fields of `realtime.config.RealtimeConfig`; None freezes the world while the
+            policy thinks.
     """
 
     world: str
@@ -111,6 +122,7 @@ class RunConfig:
     batch: int = 0
     threads: int = 1
     sim: Mapping[str, Any] = field(default_factory=dict)
+    realtime: Any = None
 
     def __post_init__(self) -> None:
         """Make objects of suites and rows; refuse what cannot be run."""
@@ -131,6 +143,10 @@ class RunConfig:
                 )
         if not rows or rows[0] != Row("dense", states=rows[0].states):
             raise ConfigError("run: the first row must be dense; every other is paired with it.")
+        if self.realtime is not None:
+            realtime = _made("run: realtime", RealtimeConfig, self.realtime)
+            object.__setattr__(self, "realtime", realtime)
+        check_rows(self.realtime, rows)
 
 
 @dataclass(frozen=True)
@@ -141,13 +157,17 @@ class Episode:
     task: int
     state: int
     row: Row
+    setting: str = ""
 
     @property
     def key(self) -> str:
-        """``SUITE:TASK:STATE:RECIPE:KEEP``, with ``:CONTROL`` behind it where there is one."""
-        parts = [self.suite, self.task, self.state, self.row.name, f"{self.row.keep_ratio:g}"]
-        return ":".join(map(str, parts)) + (
-            "" if self.row.control == "none" else f":{self.row.control}"
+        """``SUITE:TASK:STATE:RECIPE:KEEP``, ``:CONTROL`` and ``@SETTING`` behind it if any."""
+        keep = "controller" if self.row.controller else f"{self.row.keep_ratio:g}"
+        parts = [self.suite, self.task, self.state, self.row.name, keep]
+        return (
+            ":".join(map(str, parts))
+            + ("" if self.row.control == "none" else f":{self.row.control}")
+            + (f"@{self.setting}" if self.setting else "")
         )
 
 
@@ -158,7 +178,8 @@ def episodes(config: RunConfig) -> list[Episode]:
         for suite, entry in config.suites.items():
             states = entry.states[: row.states] if row.states else entry.states
             made += [
-                Episode(suite, task, state, replace(row, states=None))
+                Episode(suite, task, state, replace(row, states=None, settings=None), setting)
+                for setting in settings(config.realtime, row)
                 for task in entry.tasks
                 for state in states
             ]
@@ -192,8 +213,8 @@ def run(
         only: episode keys; empty for all. These are run anew and not written to the work folder.
         progress: called with (done, total) after every episode.
     """
+    config, mark = settled(config)
     wanted = episodes(config)
-    world_path(config.world)
     if only:
         known = {episode.key: episode for episode in wanted}
         for key in only:
@@ -205,7 +226,12 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with _claimed(folder):
         lines = folder / "episodes.jsonl"
-        done = {result["key"]: result for result in read_lines(lines)}
+        # Lines without a mark are from before there were marks.
+        done = {
+            result["key"]: result
+            for result in read_lines(lines)
+            if result.get("mark", mark.get(result["suite"])) == mark.get(result["suite"])
+        }
         keys = {episode.key for episode in wanted}
         results = [result for key, result in done.items() if key in keys]
         todo = [episode for episode in wanted if episode.key not in done]
@@ -214,6 +240,7 @@ def run(
         for phase in (first, [episode for episode in todo if episode.row != Row("dense")]):
             with lines.open("a", encoding="utf-8") as file:
                 for result in _work(config, phase, keep_frames=True):
+                    result["mark"] = mark[result["suite"]]
                     file.write(json.dumps(result) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -222,6 +249,33 @@ def run(
                         progress(len(results), len(wanted))
     order = {episode.key: place for place, episode in enumerate(wanted)}
     return sorted(results, key=lambda result: order[result["key"]])
+
+
+def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
+    """The config with the tasks that its world has, and a mark of each suite (see `survey`).
+
+    A world that is made from a seed is made here, once for all workers.
+
+    Raises:
+        MissingError: a policy's weights are not there.
+        ConfigError: the world has none of a suite's tasks.
+    """
+    path = world_path(config.world)
+    marks(config, None)  # weights that are missing are named before a world is made
+    found = survey(path, config.sim)
+    mark = marks(config, found)
+    if found is None:
+        return config, mark
+    suites = {}
+    for name, entry in config.suites.items():
+        there, lost = tasks_there(name, entry.tasks, found)
+        if lost:
+            log.warning(
+                "%s has %d scenes; tasks %s of %s are left out.",
+                found.place, found.tasks, spoken(lost), name,
+            )  # fmt: skip
+        suites[name] = replace(entry, tasks=there)
+    return replace(config, suites=suites, sim=found.options), mark
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -256,7 +310,7 @@ def _work(
     """Results as they come: from worker processes, or from one with many seats."""
     if not todo:
         return
-    seats = min(config.batch or _default_batch(), len(todo))
+    seats = 1 if config.realtime else min(config.batch or _default_batch(), len(todo))
     if seats > 1:
         # One policy serves all seats, so a batch shares suite and row.
         yield from _played(config, sorted(todo, key=lambda e: e.suite), keep_frames, seats)
@@ -293,6 +347,10 @@ def _player(config: RunConfig, keep_frames: bool, seats: int = 1) -> Any:
     from vla_prune_sim.play import Player
 
     torch.set_num_threads(config.threads)
+    if config.realtime:
+        from vla_prune_sim.realtime.player import RealtimePlayer
+
+        return RealtimePlayer(config, world_path(config.world))
     return Player(config, world_path(config.world), keep_frames, seats)
 
 

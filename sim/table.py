@@ -18,10 +18,15 @@ from vla_prune.build import build_adapter
 from vla_prune.cost import prefill_macs, tokens_per_layer
 
 POOLED = "pooled"
+UNITS = ("_m", "_s", "_mps")  # parts of an outcome that are no shares end so
 
 
 def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results document: one row per suite and recipe, and pooled over suites."""
+    if config.realtime:
+        from vla_prune_sim.realtime import table as realtime
+
+        return realtime.make(config, results)
     lines = Path(config.results).with_suffix(".episodes.jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     lines.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
@@ -49,6 +54,25 @@ def rows(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> list[dict[s
         groups[(POOLED, *_row(result))].append(result)
     macs = _Macs(config)
     return [_summary(key[0], group, dense, macs) for key, group in groups.items()]
+
+
+def short(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and columns of a table that fits a terminal.
+
+    One name for recipe, driver and control; no suite where there is but one; no costs, and no
+    parts in metres or seconds.
+    """
+    told = []
+    for row in rows:
+        name = row.get("recipe") or row["driver"]
+        control = row.get("control", "none")
+        told.append({"name": name if control == "none" else f"{name}, {control}", **row})
+    columns = dict.fromkeys(name for row in told for name in row)
+    hidden = {"recipe", "driver", "control", "macs"}
+    hidden |= {"suite"} if len({row["suite"] for row in rows}) == 1 else set()
+    return told, [c for c in columns if c not in hidden and not c.endswith(UNITS)]
 
 
 def _summary(

@@ -25,6 +25,7 @@ MARGIN_M, AHEAD_M = 80.0, 120.0  # painted around the log, and along the route b
 TEXEL_M, TEXELS = 0.1, 9_000_000  # no finer, no more
 FAR_M = 400.0
 LEVELS = 4  # copies, each half as fine as the one before
+POLYGON = 3  # of `shapely.get_type_id`
 SHIFT = 4  # bits of a pixel's fraction in OpenCV's drawing
 PAINT_M, DASH_M, GAP_M = 0.15, 3.0, 4.5
 STRIPE_M = 0.5  # of a zebra crossing
@@ -140,8 +141,8 @@ class Ground:
             area = Polygon(outline).buffer(0)
             if area.area and min(_sides(area)[1:]) <= STOP_M:
                 areas.append(area)
-        for line in ground.dividers:
-            areas += [dash.buffer(PAINT_M / 2, cap_style="flat") for dash in _dashes(line)]
+        dashes = [dash for line in ground.dividers for dash in _dashes(line)]
+        areas += shapely.buffer(dashes, PAINT_M / 2, cap_style="flat").tolist()
         lines = [LineString(line).buffer(PAINT_M / 2) for line in ground.centre_lines]
         for name, painted in (("yellow", lines), ("white", areas)):
             for area in painted:
@@ -150,16 +151,11 @@ class Ground:
 
     def _rings(self, area: shapely.Geometry) -> list[np.ndarray]:
         """Outlines and holes of an area in fractions of a texel, for `cv2.fillPoly`."""
-        rings = [
-            np.asarray(ring.coords)[:, :2]
-            for part in shapely.get_parts(area)
-            if part.geom_type == "Polygon" and not part.is_empty
-            for ring in (part.exterior, *part.interiors)
-        ]
-        scale = 2**SHIFT
-        return [
-            np.rint(((r - self.origin) / self.texel - 0.5) * scale).astype(np.int32) for r in rings
-        ]
+        parts = shapely.get_parts(area)
+        rings = shapely.get_rings(parts[shapely.get_type_id(parts) == POLYGON])
+        xy, ring = shapely.get_coordinates(rings, return_index=True)
+        xy = np.rint(((xy - self.origin) / self.texel - 0.5) * 2**SHIFT).astype(np.int32)
+        return np.split(xy, np.flatnonzero(np.diff(ring)) + 1) if len(xy) else []
 
 
 class SeenGround:

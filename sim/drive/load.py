@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from vla_prune_sim.drive.nuscenes_format import VERSION
+from vla_prune_sim.drive.nuscenes_format import TABLES, VERSION
 from vla_prune_sim.drive.scene import Scene
 
 from vla_prune.errors import MissingError, did_you_mean
@@ -42,6 +43,52 @@ def open_world(path: str | Path) -> World:
         path: a nuScenes root, one of its version folders (where it has several, as in
             ``/data/nuscenes/v1.0-mini``), or a folder of ScenarioNet pickles.
     """
+    root, version, pickles = _find(path)
+    if not pickles:
+        return _nuscenes(root, version)
+    from vla_prune_sim.drive.load_scenarionet import load_scenarionet
+
+    def load(name: str) -> Scene:
+        if name not in pickles:
+            raise did_you_mean(str(root), "scene", name, pickles)
+        return load_scenarionet(pickles[name])
+
+    return World("scenarionet", tuple(pickles), lru_cache(KEPT)(load))
+
+
+def count_scenes(path: str | Path) -> tuple[int, str]:
+    """How many scenes `open_world` would find, and what tells these from others.
+
+    Quick: of a root only the table of scenes is read, and the others' sizes.
+
+    Args:
+        path: as for `open_world`.
+
+    Returns:
+        ``(count, "v1.0-synthetic-1a2b3c4d")``: the label with a hash behind it.
+    """
+    root, version, pickles = _find(path)
+    if pickles:
+        sizes = [f"{name} {file.stat().st_size}" for name, file in pickles.items()]
+        return len(pickles), f"scenarionet-{_short_hash(sizes)}"
+    from vla_prune_sim.drive.load_nuscenes import find_version, read_json
+
+    version = find_version(root, version)
+    files = [root / version / f"{name}.json" for name in TABLES]
+    for file in files:
+        if not file.is_file():
+            raise MissingError(f"{file} is missing; a root of {version} is not whole without it.")
+    scenes = read_json(root / version / "scene.json")
+    told = [*(str(file.stat().st_size) for file in files), *(row["name"] for row in scenes)]
+    return len(scenes), f"{version}-{_short_hash(told)}"
+
+
+def _short_hash(told: list[str]) -> str:
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+
+
+def _find(path: str | Path) -> tuple[Path, str | None, dict[str, Path]]:
+    """A root, its version where it is known, and no pickles; or a folder of these."""
     path = Path(path).expanduser().resolve()
     if not path.is_dir():
         raise MissingError(
@@ -49,19 +96,13 @@ def open_world(path: str | Path) -> World:
             "make a world with 'vla-prune world make'."
         )
     if path.name.startswith("v1.0-") and (path.parent / "maps").is_dir():
-        return _nuscenes(path.parent, path.name)
+        return path.parent, path.name, {}
     if versions := sorted(p.name for p in path.glob("v1.0-*") if p.is_dir()):
-        return _nuscenes(path, versions[0] if len(versions) == 1 else None)
-    from vla_prune_sim.drive.load_scenarionet import load_scenarionet, scene_files
+        return path, versions[0] if len(versions) == 1 else None, {}
+    from vla_prune_sim.drive.load_scenarionet import scene_files
 
     if files := scene_files(path):
-
-        def load(name: str) -> Scene:
-            if name not in files:
-                raise did_you_mean(str(path), "scene", name, files)
-            return load_scenarionet(files[name])
-
-        return World("scenarionet", tuple(files), lru_cache(KEPT)(load))
+        return path, None, files
     raise MissingError(
         f"{path} has neither a folder such as {VERSION} nor ScenarioNet pickles (*.pkl); give a "
         "nuScenes root or a folder of pickles."

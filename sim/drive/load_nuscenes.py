@@ -163,14 +163,14 @@ def _open(root: Path, version: str, stamps: tuple[int, ...]) -> _Root:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:
         raise MissingError("nuscenes-devkit is missing; install vla-prune[nuscenes].") from error
-    for record in _json(root / version / "map.json"):
+    for record in read_json(root / version / "map.json"):
         if not (root / record["filename"]).is_file():
             raise MissingError(f"{root / record['filename']} is missing; get the map's picture.")
     try:
         tables = NuScenes(version=version, dataroot=str(root), verbose=False)
     except json.JSONDecodeError:
         for name in TABLES:  # the devkit does not say which
-            _json(root / version / f"{name}.json")
+            read_json(root / version / f"{name}.json")
         raise
     except KeyError as error:
         raise ConfigError(
@@ -181,10 +181,11 @@ def _open(root: Path, version: str, stamps: tuple[int, ...]) -> _Root:
     for location in {log["location"] for log in tables.log}:
         expansion(root, location)
     _check_pictures(root, tables)
-    return _Root(tables, scenes, _json(root / EXTRA) if version == VERSION else None)
+    return _Root(tables, scenes, read_json(root / EXTRA) if version == VERSION else None)
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A table or a map; what is no JSON is named."""
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

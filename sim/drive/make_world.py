@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +97,9 @@ def make_root(
 ) -> Path:
     """Write a root; the same arguments give the same files.
 
+    It appears under its name when it is whole. Until then it grows beside it, in ``.part``; a
+    making that was broken off goes on there and does not draw its pictures again.
+
     Args:
         out: folder to make; it must not exist or be empty.
         scenes: how many.
@@ -103,11 +108,35 @@ def make_root(
     """
     if scenes < 1:
         raise ConfigError(f"world make: {scenes} scenes; ask for one or more.")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(
-            f"world make: {out} is not empty; name a new folder, or remove it first."
-        )
+    with _locked(out):
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(
+                f"world make: {out} is not empty; name a new folder, or remove it first."
+            )
+        return _make(out, scenes, seed, progress)
 
+
+def ensure_root(
+    folder: Path, scenes: int, seed: int, progress: Callable[[int], None] | None = None
+) -> Path:
+    """The root of these scenes below ``folder``, made at the first call by whoever comes first."""
+    if scenes < 1:
+        raise ConfigError(f"run: sim.scenes is {scenes}; a world has one scene or more.")
+    out = folder / f"seed{seed}_scenes{scenes}"
+    with _locked(out):
+        return out if (out / MARKER).exists() else _make(out, scenes, seed, progress)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Wait until nobody else makes this root."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(out: Path, scenes: int, seed: int, progress: Callable[[int], None] | None) -> Path:
     def counted() -> Iterator[Scene]:
         for number, scene in enumerate(logged_scenes(scenes, seed), start=1):
             if progress:
@@ -115,20 +144,12 @@ def make_root(
             yield scene
 
     cv2.setNumThreads(1)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    write_root(counted(), part, Painter(), IMAGE_SIZE)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    part, note = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
+    order = json.dumps({"scenes": scenes, "seed": seed})
+    if not (note.exists() and note.read_text() == order):
+        shutil.rmtree(part, ignore_errors=True)
+        note.write_text(order)
+    write_root(counted(), part, Painter(), IMAGE_SIZE, go_on=True)
     part.replace(out)
-    return out
-
-
-def ensure_root(folder: Path, scenes: int, seed: int) -> Path:
-    """The root of these scenes below ``folder``, made at the first call by whoever comes first."""
-    out = folder / f"seed{seed}_scenes{scenes}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{out.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (out / MARKER).exists():
-            make_root(out, scenes, seed)
+    note.unlink()
     return out

@@ -8,7 +8,9 @@ from vla_prune_sim.drive.simulation import PRIMED, Simulation
 from vla_prune_sim.metrics import closed_loop
 from vla_prune_sim.metrics.ground import Ground
 
-PARTS = ("score", "nc", "dac", "ddc", "ttc", "ep", "comfort")
+# Factors and terms of the score; what is in metres, seconds and m/s stands beside it.
+PARTS = ("score", "gate", "nc", "dac", "ddc", "ttc", "ep", "comfort")
+BESIDE = ("progress_m", "off_road_m", "ttc_s", "collision_s", "collision_ego_mps")
 
 
 def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
@@ -33,8 +35,10 @@ def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
     )
 
 
-def score(simulation: Simulation, feasible_m: float) -> dict[str, float]:
-    """The PDMS-form score of a drive, first, and its parts.
+def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
+    """The PDMS-form score of a drive, first, its parts, and what stands beside them.
+
+    None where there was none: no collision at fault, or no time to one below the bound.
 
     Args:
         simulation: a drive that is over.
@@ -42,7 +46,7 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float]:
             the drive strayed from its log, by then.
     """
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
-    return {name: parts[name] for name in PARTS}
+    return {name: parts[name] for name in (*PARTS, *BESIDE)}
 
 
 def feasible_m(expert: Simulation, step: int | None = None) -> float:

@@ -119,7 +119,8 @@ class _Builder:
         faces, colour, lamp, detail, span = zip(*self.rows, strict=True)
         first = np.stack([face[:3] for face in faces])
         normal = np.cross(first[:, 1] - first[:, 0], first[:, 2] - first[:, 0])
-        padded = [np.pad(f, ((0, CORNERS - len(f)), (0, 0)), "edge") for f in faces]
+        last = np.arange(CORNERS)  # the last corner is repeated
+        padded = [face[np.minimum(last, len(face) - 1)] for face in faces]
         return Shape(
             corners=np.stack(padded),
             count=np.array([len(face) for face in faces]),

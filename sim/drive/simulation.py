@@ -99,9 +99,16 @@ class Simulation:
             steps += self.scene.steps - 1 - self.step_index
         return sum(stray.level == TRUSTED for stray in self.strays) / steps if steps else 1.0
 
-    def advance(self, plan: np.ndarray, steps: int = 5) -> None:
-        """Follow ``plan`` ``[6, 2]`` (see `Tracker`) for some steps, or until it is over."""
-        self.tracker.take(plan, self.body)
+    def advance(self, plan: np.ndarray | None, steps: int = 5, ago: int = 0) -> None:
+        """Follow ``plan`` ``[6, 2]`` (see `Tracker`) for some steps, or until it is over.
+
+        Args:
+            plan: None goes on with the last one.
+            steps: how many.
+            ago: how many steps ago the plan was made.
+        """
+        if plan is not None:
+            self.tracker.take(plan, self.record.bodies[-1 - ago], ago * STEP_S)
         for _ in range(steps):
             if self.over:
                 return

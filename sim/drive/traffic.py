@@ -68,7 +68,7 @@ class Traffic:
         pose, speed = tracks.pose[:, step].copy(), tracks.speed[:, step].copy()
         present = tracks.valid[:, step] & (self.step_index < tracks.pose.shape[1])
         if len(self._index):
-            pose[self._index], speed[self._index] = self._poses(self._s), self._v
+            pose[self._index], speed[self._index] = self._at, self._v
             present[self._index] = self._here
         return Others(pose, speed, present)
 
@@ -143,13 +143,14 @@ class Traffic:
         self._here = tracks.valid[self._index, min(start, steps - 1)].copy()
         last = [np.flatnonzero(tracks.valid[i])[-1] for i in self._index]
         self._gone = np.array(last, int) < start
+        self._at = self._poses(self._s)
 
     def _poses(self, s: np.ndarray) -> np.ndarray:
         """``[M, ..., 3]`` at arc lengths ``[M, ...]`` of each path."""
-        low = np.clip(s.astype(int), 0, self._table.shape[1] - 2)
+        low = np.minimum(np.maximum(s.astype(int), 0), self._table.shape[1] - 2)
         rows = np.arange(len(s)).reshape(-1, *[1] * (s.ndim - 1))
         a, b = self._table[rows, low], self._table[rows, low + 1]
-        part = np.clip(s - low, 0.0, 1.0)[..., None]
+        part = np.minimum(np.maximum(s - low, 0.0), 1.0)[..., None]
         # Neighbouring headings of a path differ by little, but may lie on both sides of pi.
         turn = (b[..., 2:] - a[..., 2:] + np.pi) % (2 * np.pi) - np.pi
         return a + part * np.concatenate([b[..., :2] - a[..., :2], turn], axis=-1)
@@ -167,6 +168,7 @@ class Traffic:
         moved = np.where(self._here, (self._v + speed) / 2 * STEP_S, 0.0)
         self._s = np.minimum(self._s + moved, self._length)
         self._v = np.where(self._here, speed, self._v)
+        self._at = self._poses(self._s)
 
     def _leader(
         self, others: Others, ego: np.ndarray, ego_speed: float
@@ -211,8 +213,7 @@ class Traffic:
 
     def _appear(self, ego: np.ndarray) -> None:
         """Those whose log begins now, unless the ego stands there; at their path's end they go."""
-        now = self._poses(self._s)
-        free = np.linalg.norm(now[:, :2] - ego[:2], axis=-1) > 6.0
+        free = np.linalg.norm(self._at[:, :2] - ego[:2], axis=-1) > 6.0
         begins = (self.step_index >= self._first) & ~self._here & ~self._gone & free
         self._here |= begins
         ended = self._here & (self._s >= self._length - 0.5)

@@ -89,13 +89,13 @@ class Tracker:
         self._path: Polyline | None = None
         self._time = 0.0
 
-    def take(self, plan: np.ndarray, body: Body) -> None:
-        """Follow ``plan``, made at ``body``, from now on."""
+    def take(self, plan: np.ndarray, body: Body, age_s: float = 0.0) -> None:
+        """Follow ``plan``, made at ``body`` that long ago, from now on."""
         points = np.concatenate([np.zeros((1, 2)), np.asarray(plan, float)])
         points = to_world(points, body.pose)
         step = np.linalg.norm(np.diff(points, axis=0), axis=1)
         self._way = np.concatenate([[0.0], np.cumsum(step)])
-        self._time = 0.0
+        self._time = age_s
         # A plan to stand still has no direction.
         self._path = Polyline(points) if self._way[-1] > 0.3 else None
 

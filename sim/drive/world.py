@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 from vla_prune_sim.drive import drivers
 from vla_prune_sim.drive.env import INSTRUCTION, DriveEnv, as_observation
+from vla_prune_sim.drive.load import count_scenes
 from vla_prune_sim.drive.make_world import ensure_root
+from vla_prune_sim.drive.scene import STEP_S
 from vla_prune_sim.drive.score import feasible_m, score
 from vla_prune_sim.drive.simulation import Simulation, drive
+from vla_prune_sim.drive.vehicle import PLAN_POINTS
+from vla_prune_sim.realtime.move import Move
+from vla_prune_sim.survey import Survey
 
-from vla_prune.errors import ConfigError
+from vla_prune.errors import ConfigError, ShapeError
 from vla_prune.types import Observation
 
 NOTHING = {"score": 0.0}  # what a drive is worth that never came to its end
@@ -48,6 +53,13 @@ class DriveWorld:
         self.root = root or str(ensure_root(Path(folder), scenes, seed))
         self.options = options
 
+    @classmethod
+    def survey(cls, **options: Any) -> Survey:
+        """How many scenes there are; makes the synthetic root, where one is wanted."""
+        root = cls(**options).root
+        count, assets = count_scenes(root)
+        return Survey(count, {**options, "root": root}, root, assets)
+
     def open(self, suite: str, task: int) -> DriveEpisodes:
         """One scene, ready to be driven."""
         return DriveEpisodes(self.root, task, self.options)
@@ -58,15 +70,17 @@ class DriveEpisodes:
 
     Attributes:
         instructions: the only one.
-        assets: what the root calls itself.
+        assets: what the root calls itself, and a hash of its tables.
         over: whether the drive has ended.
         outcome: ``score``, and its parts once it has ended; ``inside`` where logged pictures are
             re-projected, the share of steps for which they hold. The score is of the driven part
             alone: what a drive that strayed from its log would have done then is not known.
         steps: of 0.1 s so far.
+        step_s: length of one.
     """
 
     instructions = (INSTRUCTION,)
+    step_s = STEP_S
 
     def __init__(self, root: str, task: int, options: dict[str, Any]) -> None:
         self.env = DriveEnv(root, lazy_images=True, **options)
@@ -76,7 +90,7 @@ class DriveEpisodes:
                 f"run: {root} has {len(names)} scenes, so there is no task {task}; choose 0 to "
                 f"{len(names) - 1}."
             )
-        self.name, self.assets = names[task], self.env.world.label
+        self.name, self.assets = names[task], count_scenes(root)[1]
         self.over, self.outcome, self.steps = True, dict(NOTHING), 0
         self._driver: drivers.Driver | None = None
 
@@ -87,22 +101,44 @@ class DriveEpisodes:
         return as_observation(obs)
 
     def advance(self, actions: np.ndarray) -> Observation:
-        """Follow a policy's ``[6, 2]`` steps, see `steps_of`."""
+        """Follow a policy's ``[6, 2]`` steps (see `steps_of`) until the next plan is due."""
+        if len(actions) != PLAN_POINTS:
+            raise ConfigError(
+                f"run: execute: driving got {len(actions)} steps of a plan; a plan is handed over "
+                f"whole, so set execute: {PLAN_POINTS}. How long it is followed is sim.plan_steps."
+            )
         return self._follow(np.cumsum(actions, axis=0))
 
+    def observe(self) -> Observation:
+        """What is seen now."""
+        return as_observation(self.env.observe())
+
+    def move(self, move: Move) -> None:
+        """One step of 0.1 s along the path of a move; draws nothing."""
+        plan = None
+        if move.fresh:
+            if not np.isfinite(move.path).all():
+                raise ShapeError("DriveEpisodes: the plan is not finite; end the episode before.")
+            plan = np.clip(np.cumsum(move.path, axis=0), -100.0, 100.0)
+        self.env.simulation.advance(plan, 1, round(move.elapsed_s / STEP_S))
+        self._settle()
+
     def _follow(self, plan: np.ndarray) -> Observation:
-        obs, _, terminated, truncated, _ = self.env.step(plan)
+        obs, *_ = self.env.step(plan)
+        self._settle()
+        return as_observation(obs) if self.over else self.observe()
+
+    def _settle(self) -> None:
+        """Score the drive if it is over."""
         simulation = self.env.simulation
         self.steps = len(simulation.record.bodies)
-        if terminated or truncated:
+        if simulation.over:
             self.over = True
             expert = _expert(self.env.world, self.name, self.env.agents)
             by = simulation.step_index if simulation.ended == "envelope" else None
             self.outcome = score(simulation, feasible_m(expert, by))
             if simulation.envelope is not None:
                 self.outcome["inside"] = simulation.inside
-            return as_observation(obs)
-        return as_observation(self.env.observe())
 
     def guide(self, driver: str) -> Observation:
         """Follow a reference driver's plan."""

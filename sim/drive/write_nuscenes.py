@@ -61,6 +61,7 @@ def write_root(
     image_size: tuple[int, int] = (400, 225),
     sweeps: bool = True,
     sweep_pictures: bool = False,
+    go_on: bool = False,
 ) -> Path:
     """Write scenes, one after the other, into a new root; its path.
 
@@ -73,13 +74,15 @@ def write_root(
         image_size: width and height of the pictures, pixels.
         sweeps: also write the cameras' 12 Hz rows with the ego's pose.
         sweep_pictures: draw these too.
+        go_on: ``out`` may hold what an earlier call with the same arguments wrote before it was
+            broken off; its pictures are taken as they are.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not go_on and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"write_root: {out} is not an empty folder; choose another, or empty it."
         )
-    root = _Root(out, draw, image_size, sweeps, sweep_pictures)
+    root = _Root(out, Pictures(out, draw, image_size, go_on), sweeps, sweep_pictures)
     for scene in scenes:
         root.add(scene)
     if not root.tables["scene"]:
@@ -94,13 +97,11 @@ class _Root:
     def __init__(
         self,
         out: Path,
-        draw: Draw | None,
-        size: tuple[int, int],
+        pictures: Pictures,
         sweeps: bool,
         sweep_pictures: bool,
     ) -> None:
-        self.out, self.size = out, size
-        self.pictures = Pictures(out, draw, size)
+        self.out, self.size, self.pictures = out, pictures.size, pictures
         self.sweeps, self.sweep_pictures = sweeps, sweep_pictures
         self.tables: dict[str, list[dict]] = {name: [] for name in TABLES}
         self.maps: dict[str, MapWriter] = {}
@@ -158,7 +159,7 @@ class _Root:
                 filename=f"maps/{writer.save(self.out / 'maps')}",
                 log_tokens=[token for token, where in logs.items() if where == location],
             )
-        (self.out / VERSION).mkdir()
+        (self.out / VERSION).mkdir(exist_ok=True)
         for name, rows in self.tables.items():
             write_json(self.out / VERSION / f"{name}.json", rows)
         write_json(self.out / EXTRA, self.extra)

@@ -25,20 +25,27 @@ class Pictures:
         out: the root.
         draw: makes them; None writes the same flat one everywhere.
         size: width and height, pixels.
+        go_on: leave steps alone of which all pictures are there.
     """
 
-    def __init__(self, out: Path, draw: Draw | None, size: tuple[int, int]) -> None:
-        self.out, self.draw, self.size = out, draw, size
+    def __init__(
+        self, out: Path, draw: Draw | None, size: tuple[int, int], go_on: bool = False
+    ) -> None:
+        self.out, self.draw, self.size, self.go_on = out, draw, size, go_on
         self._flat = _jpeg(_flat(*size))
 
     def write(self, scene: Scene, step: float, folder: str) -> None:
         """All cameras at one step."""
+        paths = {c: self.out / picture_name(scene, step, c, folder) for c in scene.cameras}
+        if self.go_on and all(path.exists() for path in paths.values()):
+            return
         views = self.draw(scene, step) if self.draw else {}
-        for channel in scene.cameras:
+        for channel, path in paths.items():
             data = self._encode(views.get(channel), channel) if self.draw else self._flat
-            path = self.out / picture_name(scene, step, channel, folder)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            half = path.with_suffix(".half")
+            half.write_bytes(data)
+            half.replace(path)
 
     def _encode(self, view: np.ndarray | None, channel: str) -> bytes:
         shape = (self.size[1], self.size[0], 3)

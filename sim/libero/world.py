@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from vla_prune_sim.realtime.move import Move
 
-from vla_prune.errors import did_you_mean
+from vla_prune.errors import ConfigError, did_you_mean
 from vla_prune.types import Observation
 
 LAYOUTS_FROM = 1000  # states from here on are random layouts, this number being layout seed 0
@@ -51,7 +52,10 @@ class LiberoEpisodes:
         over: whether the running episode has ended.
         outcome: ``success``, 1.0 if LIBERO's predicates held at its end.
         steps: control steps so far.
+        step_s: length of one.
     """
+
+    step_s = 0.05
 
     def __init__(self, suite: str, task: int, options: dict[str, Any]) -> None:
         from vla_prune_sim.libero.env import LiberoEnv
@@ -89,12 +93,32 @@ class LiberoEpisodes:
         from vla_prune_sim.libero.env import as_observation
 
         for action in actions:
-            obs, _, terminated, truncated, _ = self.env.step(action)
-            self.steps += 1
-            if terminated or truncated:
-                self.over, self.outcome = True, {"success": float(terminated)}
+            obs = self._step(action)
+            if self.over:
                 return as_observation(obs)
+        return self.observe()
+
+    def observe(self) -> Observation:
+        """What is seen now."""
+        from vla_prune_sim.libero.env import as_observation
+
         return as_observation(self.env.observe())
+
+    def move(self, move: Move) -> None:
+        """One step of 0.05 s with the action of a move; draws nothing."""
+        if move.action is None:
+            raise ConfigError(
+                "LIBERO: the hold rule commands nothing before the first chunk; give it an "
+                "action, such as hold: {name: hold, action: [0, 0, 0, 0, 0, 0, -1], keep: [6]}."
+            )
+        self._step(move.action)
+
+    def _step(self, action: np.ndarray) -> dict[str, Any]:
+        obs, _, terminated, truncated, _ = self.env.step(action)
+        self.steps += 1
+        if terminated or truncated:
+            self.over, self.outcome = True, {"success": float(terminated)}
+        return obs
 
     def guide(self, driver: str) -> Observation:
         """One step of the scripted expert, the only driver here."""

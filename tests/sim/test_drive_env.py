@@ -113,8 +113,22 @@ def test_mistakes_are_named(root: Path):
         make_root(root, 1, 0)
 
 
-def test_a_world_is_the_same_for_the_same_seed(root: Path, tmp_path: Path):
-    again = make_root(tmp_path / "again", scenes=2, seed=3)
+def test_a_world_that_was_broken_off_goes_on_and_is_the_same(root: Path, tmp_path: Path):
+    again = tmp_path / "again"
+
+    def stop(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_root(again, scenes=2, seed=3, progress=stop)
+    # What is half made has another name, and its pictures are not drawn twice.
+    assert not again.exists()
+    first = min((tmp_path / "again.part" / "samples" / "CAM_FRONT").iterdir())
+    drawn = first.stat().st_mtime_ns
+    make_root(again, scenes=2, seed=3)
+    assert (again / "samples" / "CAM_FRONT" / first.name).stat().st_mtime_ns == drawn
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".again.lock", "again"]
     files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     _, differ, lost = filecmp.cmpfiles(root, again, files, shallow=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from vla_prune_sim import rollout, table
 
-from vla_prune.errors import ActionError, ConfigError
+from vla_prune.errors import ActionError, ConfigError, MissingError
 from vla_prune.policy import VLAPolicy
 
 POLICY = """# x
@@ -76,6 +76,44 @@ def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
     assert outcome(one) == {one[0]["key"]: outcome(results)[one[0]["key"]]}
 
 
+def test_another_world_or_policy_is_not_taken_for_done(config: rollout.RunConfig) -> None:
+    short = replace(config, rows=config.rows[:1])
+    lines = Path(config.work) / "episodes.jsonl"
+    policy = Path(config.suites["tiny"].policy)
+
+    def played(config: rollout.RunConfig) -> int:
+        rollout.run(config)
+        return len(lines.read_text().splitlines())
+
+    assert played(short) == 4
+    assert played(replace(short, sim={"corrupt": [9, 9]})) == 8
+    policy.write_text(POLICY + "seed: 3\n")
+    assert played(short) == 12
+    policy.write_text(POLICY)
+    assert played(short) == 12
+    # Lines from before there were marks count.
+    told = [json.loads(line) for line in lines.read_text().splitlines()[:4]]
+    lines.write_text("".join(json.dumps({**r, "mark": "x"}) + "\n" for r in told[:2]))
+    assert played(short) == 6
+    del told[0]["mark"]
+    lines.write_text(json.dumps(told[0]) + "\n")
+    assert played(short) == 4
+
+
+def test_weights_that_are_missing_are_named_first(config: rollout.RunConfig) -> None:
+    Path(config.suites["tiny"].policy).write_text("adapter: openvla\nweights: pocket_nowhere\n")
+    with pytest.raises(MissingError, match="weights 'pocket_nowhere': no such folder"):
+        rollout.run(config)
+    assert not Path(config.work).exists()
+
+
+def test_controls_that_cannot_be_are_named(config: rollout.RunConfig) -> None:
+    suite = replace(config.suites["tiny"], tasks=[2])
+    rows = [{"recipe": "dense"}, {"recipe": "dense", "control": "other_images"}]
+    with pytest.raises(ConfigError, match="put two tasks in the config"):
+        rollout.run(replace(config, suites={"tiny": suite}, rows=rows))
+
+
 def test_rows_pair_with_dense_and_count_tokens(config: rollout.RunConfig) -> None:
     document = table.make(config, rollout.run(config))
     assert document == json.loads(Path(config.results).read_text())
@@ -132,11 +170,11 @@ def test_what_is_no_action_ends_its_episode_alone(
 ) -> None:
     act = VLAPolicy.act
 
-    def mumble(self: VLAPolicy, observations: list, states: list) -> list:
+    def mumble(self: VLAPolicy, observations: list, states: list, *bucket: int) -> list:
         bad = [i for i, o in enumerate(observations) if o.instruction == "open the drawer"]
         if bad:
             raise ActionError("'left, I think' is no plan.", bad)
-        return act(self, observations, states)
+        return act(self, observations, states, *bucket)
 
     monkeypatch.setattr(VLAPolicy, "act", mumble)
     config = replace(config, rows=config.rows[:2], batch=batch)
@@ -198,6 +236,19 @@ def test_a_dense_warm_up_counts_as_dense(config: rollout.RunConfig) -> None:
     assert table.rows(config, quick)[1]["time_ratio"] == pytest.approx((3 + 0.2) / 4)
 
 
+def test_a_dense_refresh_counts_as_dense_also_at_the_end(
+    config: rollout.RunConfig, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "refreshed.yaml"
+    recipe.write_text("extends: configs/recipe/dual_level.yaml\nhistory: {refresh: 3}\n")
+    rows = [{"recipe": "dense"}, {"recipe": str(recipe), "keep_ratio": 0.25}]
+    results = rollout.run(replace(config, rows=rows))
+    refreshed = next(r for r in results if r["recipe"] == str(recipe))
+    assert (refreshed["calls"], refreshed["unpruned_calls"]) == (4, 2)  # calls 0 and 3
+    assert table.rows(config, results)[1]["tokens"] == pytest.approx((2 * 16 + 2 * 4) / 4)
+    assert refreshed["time_ratio"] != 1.0
+
+
 def test_tasks_and_states_can_be_spans(config: rollout.RunConfig) -> None:
     suite = {"policy": "p", "tasks": "0,2-3", "states": 5}
     spans = replace(config, suites={"tiny": suite}, rows=[{"recipe": "dense"}])
@@ -209,6 +260,22 @@ def test_a_folder_in_use_is_refused(config: rollout.RunConfig) -> None:
     folder.mkdir()
     with rollout._claimed(folder), pytest.raises(ConfigError, match="in use by another run"):
         rollout.run(config)
+
+
+def test_a_terminal_gets_one_name_for_each_row(config: rollout.RunConfig) -> None:
+    rows = [
+        {
+            "suite": "s",
+            "recipe": "dense",
+            "keep_ratio": 1.0,
+            "control": "black",
+            "progress_m": 9.0,
+        },
+        {"suite": "s", "driver": "stop", "keep_ratio": 1.0, "control": "none", "score": 0.5},
+    ]
+    told, columns = table.short(rows)
+    assert [row["name"] for row in told] == ["dense, black", "stop"]
+    assert columns == ["name", "keep_ratio", "score"]
 
 
 def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:

@@ -1,0 +1,1 @@
+"""Foreground masks of pictures, and how well scores find what they show."""

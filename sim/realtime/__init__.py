@@ -1,0 +1,1 @@
+"""Closed loops in which latency costs: the world moves on while the policy thinks."""

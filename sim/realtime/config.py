@@ -1,0 +1,273 @@
+"""What the section ``realtime`` of a run config may hold. Loads no simulator and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_prune.config import check_keys
+from vla_prune.errors import ConfigError, MissingError, did_you_mean
+from vla_prune.runtime.chunks import ALIGNS, JOINS
+from vla_prune.runtime.hold import HoldRule, make_hold
+
+MODES = ("synchronous", "overlap", "asynchronous", "realtime_chunking")
+LATENCIES = ("none", "profile", "live")
+PLAIN = ("dense", "blind")  # recipes without a keep ratio
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the machine gets slower while it runs: a factor on every latency.
+
+    Attributes:
+        step_at_s: from here on, something else takes its share.
+        step_until_s: until here.
+        step: by how much.
+        drift_tau_s: time constant of a warming chip that clocks down; 0 for none.
+        drift: where that ends.
+    """
+
+    step_at_s: float = 0.0
+    step_until_s: float = math.inf
+    step: float = 1.0
+    drift_tau_s: float = 0.0
+    drift: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse times that go backwards and factors that are none."""
+        if not 0.0 <= self.step_at_s < self.step_until_s or self.drift_tau_s < 0:
+            raise ConfigError(
+                f"realtime: load: the step goes from {self.step_at_s:g} to {self.step_until_s:g} s"
+                f" and drift_tau_s is {self.drift_tau_s:g}; give times of 0 s or more, in order."
+            )
+        if not (self.step > 0 and self.drift > 0):
+            raise ConfigError(
+                f"realtime: load: step {self.step:g} and drift {self.drift:g} are factors on all "
+                "latencies; give numbers above 0."
+            )
+
+    def factor(self, now_s: float) -> float:
+        """The factor at a time of the episode."""
+        made = self.step if self.step_at_s <= now_s < self.step_until_s else 1.0
+        if self.drift_tau_s > 0:
+            made *= 1.0 + (self.drift - 1.0) * (1.0 - math.exp(-now_s / self.drift_tau_s))
+        return made
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A device that is simulated: the profile's machine, every stage times one constant.
+
+    Attributes:
+        factor: that constant.
+        dense_periods: or how many replanning periods dense takes there (its median), from which
+            the constant follows.
+        load: fields of `Load`.
+    """
+
+    factor: float = 1.0
+    dense_periods: float | None = None
+    load: Any = field(default_factory=Load)
+
+    def __post_init__(self) -> None:
+        """Make an object of the load; refuse factors that are none."""
+        if not isinstance(self.load, Load):
+            check_keys("realtime: settings: load", Load, self.load)
+            object.__setattr__(self, "load", Load(**self.load))
+        for name in ("factor", "dense_periods"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"realtime: settings: {name} is {value}; give more than 0.")
+
+
+@dataclass(frozen=True)
+class RealtimeConfig:
+    """How time passes.
+
+    Attributes:
+        period_s: replanning period; the camera's, too, where it runs by itself.
+        deadline_s: what a new chunk may take from the picture to the actuator; None is period_s.
+        execute: rows of a chunk that are played before the hold rule speaks.
+        hold: what the machine does without a fresh action: a rule of `runtime.hold`.
+        mode: ``synchronous`` takes a picture when the rows are over; ``overlap`` does so ``lead``
+            rows before that, neither more often than once a period; ``asynchronous`` thinks
+            without a pause, always about the newest picture; ``realtime_chunking`` too, and a
+            chunk takes over ``prefix`` rows after its picture and never sooner, so that what is
+            played meanwhile was known when it was made.
+        align: where a chunk begins that comes late: see `runtime.chunks`.
+        join: when a chunk takes over: see `runtime.chunks`; ``replace`` for worlds of plans.
+        lead: for ``overlap``.
+        prefix: for ``realtime_chunking``.
+        max_age_s: no row is played, and no picture thought about, at a greater age.
+        transport_s: from capture to the policy.
+        actuation_s: from the policy to the actuator.
+        latency: of the policy: ``none``, from a ``profile``, or ``live``: what it takes here.
+        profile: file that ``vla-prune profile`` wrote; or suite -> file.
+        other_device: the profile stands for another device than this one; its dtype, kernel and
+            threads are its own.
+        commit: ``warn`` or ``refuse`` a profile of another commit.
+        settings: name -> fields of `Setting`; rows run in each of them.
+        handover: the machine is handed over with its first chunk, which costs nothing. For
+            vehicles that drive when an episode begins.
+        limit_s: suite -> seconds, after which an episode is over as it stands.
+        ladder: keep ratios of the controller, the largest first.
+        controller: fields of `tune.controller.ControllerConfig`, and ``percentile``: which of the
+            profile's times it expects.
+        hand_over: let the hold rule take over where the controller says that even the floor is too
+            slow.
+        seed: of the drawn latencies; all rows draw the same rounds of the profile.
+    """
+
+    period_s: float
+    execute: int
+    hold: Any
+    mode: str = "synchronous"
+    align: str = "observation"
+    join: str = "replace"
+    lead: int = 0
+    prefix: int = 0
+    max_age_s: float = math.inf
+    transport_s: float = 0.0
+    actuation_s: float = 0.0
+    latency: str = "none"
+    profile: Any = ""
+    deadline_s: float | None = None
+    other_device: bool = False
+    commit: str = "warn"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    handover: bool = False
+    limit_s: Mapping[str, float] = field(default_factory=dict)
+    ladder: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625)
+    controller: Mapping[str, Any] = field(default_factory=dict)
+    hand_over: bool = True
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        """Make objects of the settings; refuse what cannot be played."""
+        for name, known in (
+            ("mode", MODES),
+            ("align", ALIGNS),
+            ("join", JOINS),
+            ("latency", LATENCIES),
+        ):
+            if getattr(self, name) not in known:
+                raise did_you_mean("realtime", name, str(getattr(self, name)), known)
+        if not self.period_s > 0 or self.execute < 1 or not self.max_age_s > 0:
+            raise ConfigError(
+                f"realtime: period_s {self.period_s:g}, execute {self.execute} and max_age_s "
+                f"{self.max_age_s:g}; all are above 0."
+            )
+        if min(self.transport_s, self.actuation_s) < 0:
+            raise ConfigError(
+                f"realtime: transport_s {self.transport_s:g} and actuation_s {self.actuation_s:g} "
+                "would make the clock go backwards; give 0 s or more."
+            )
+        if not 0 <= self.lead <= self.execute or self.prefix < 0:
+            raise ConfigError(
+                f"realtime: lead {self.lead} and prefix {self.prefix}; lead is 0 to execute "
+                f"({self.execute}), prefix 0 or more."
+            )
+        if (self.latency == "profile") != bool(self.profile):
+            raise ConfigError(
+                f"realtime: latency is {self.latency!r} and profile {self.profile!r}; a profile "
+                "goes with latency 'profile' and with nothing else."
+            )
+        ladder = list(self.ladder)
+        if not ladder or sorted(set(ladder), reverse=True) != ladder or not 0 < ladder[-1] <= 1:
+            raise ConfigError(
+                f"realtime: ladder {ladder}; give keep ratios in (0, 1], the largest first."
+            )
+        self.hold_rule()
+        made = {}
+        for name, data in self.settings.items():
+            if not isinstance(data, Setting):
+                check_keys(f"realtime: settings.{name}", Setting, data or {})
+                data = Setting(**(data or {}))
+            if data.dense_periods is not None and self.latency != "profile":
+                raise ConfigError(
+                    f"realtime: settings.{name}: dense_periods needs latency 'profile', not "
+                    f"{self.latency!r}."
+                )
+            made[name] = data
+        object.__setattr__(self, "settings", made)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds from the picture to the actuator."""
+        return self.deadline_s or self.period_s
+
+    def hold_rule(self) -> HoldRule:
+        """The rule."""
+        return make_hold(self.hold, "realtime: hold")
+
+    def setting(self, name: str) -> Setting:
+        """A setting; the one without a name is the profile's own machine."""
+        return self.settings[name] if name else Setting()
+
+    def mark(self) -> dict[str, Any]:
+        """All that an episode hangs on: the fields, and a hash of the profile."""
+        fields = asdict(self) | {"settings": {k: asdict(v) for k, v in self.settings.items()}}
+        if isinstance(self.profile, Mapping):
+            fields["profile"] = {suite: _hash(file) for suite, file in self.profile.items()}
+        elif self.profile:
+            fields["profile"] = _hash(self.profile)
+        return fields
+
+    def profile_of(self, suite: str) -> Path:
+        """The profile of a suite's policy.
+
+        Raises:
+            ConfigError: none is given for it.
+        """
+        if not isinstance(self.profile, Mapping):
+            return Path(self.profile)
+        if suite not in self.profile:
+            raise did_you_mean("realtime: profile", "suite", suite, self.profile)
+        return Path(self.profile[suite])
+
+
+def _hash(file: str) -> str:
+    if not Path(file).is_file():
+        raise MissingError(
+            f"realtime: profile {file}: no such file; write it with 'vla-prune profile POLICY "
+            f"--out {file}'."
+        )
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+
+
+def settings(realtime: RealtimeConfig | None, row: Any) -> list[str]:
+    """The settings that a row runs in; one without a name for drivers: no latency reaches them."""
+    if realtime is None or row.driver or not realtime.settings:
+        return [""]
+    return list(row.settings or realtime.settings)
+
+
+def check_rows(realtime: RealtimeConfig | None, rows: Sequence[Any]) -> None:
+    """Refuse rows that real time cannot play, or that only it can."""
+    for row in rows:
+        if realtime is None:
+            if row.controller or row.settings:
+                raise ConfigError(
+                    f"run: rows: {row.name} has a controller or settings, which are of real time; "
+                    "add a section 'realtime'."
+                )
+            continue
+        if row.control != "none":
+            raise ConfigError(
+                f"run: rows: control {row.control!r} is not played in real time; take the section "
+                "'realtime' out, or the row."
+            )
+        if row.controller and (realtime.latency != "profile" or row.recipe in ("", *PLAIN)):
+            raise ConfigError(
+                f"run: rows: {row.name} with a controller and latency {realtime.latency!r}; a "
+                "controller picks keep ratios of a recipe that prunes, by a profile."
+            )
+        for name in row.settings or ():
+            if name not in realtime.settings:
+                raise did_you_mean("run: rows", "setting", name, realtime.settings)
+    if realtime is not None and rows[0].settings:
+        raise ConfigError("run: the first row, dense, runs in all settings; give it none.")

@@ -1,0 +1,230 @@
+"""One episode in simulated time: pictures go, chunks come, the world never waits. Knows no policy.
+
+Order within one of the world's own steps: a picture is taken if one is due, all thinking that
+could begin by now begins, chunks that are ready take over, and the world moves on one step with
+what is played. Thinking begins and ends between the steps, too; what it leads to is felt from the
+next step on. The slot, the chunks, the hold rule and the deadlines are those of a robot
+(`vla_prune.runtime`).
+
+A picture is drawn only if it can be thought about: one that a newer picture will have overwritten
+before the policy is free is counted and not drawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from vla_prune_sim.realtime.config import RealtimeConfig
+from vla_prune_sim.realtime.move import Move, Moving
+
+from vla_prune.errors import ConfigError
+from vla_prune.runtime.chunks import ChunkPlayer
+from vla_prune.runtime.clock import ManualClock
+from vla_prune.runtime.deadline import DeadlineMonitor
+from vla_prune.runtime.slot import NewestSlot
+from vla_prune.types import ActionChunk, Observation
+
+EPS = 1e-9
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What came of a picture.
+
+    Attributes:
+        chunk: the actions.
+        seconds: that thinking took.
+        hand_over: the hold rule takes over as thinking begins, and the chunk is not played.
+    """
+
+    chunk: ActionChunk
+    seconds: float
+    hand_over: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A chunk on its way to the actuator, and when it gets there."""
+
+    chunk: ActionChunk
+    at_s: float
+    play: bool
+
+
+Think = Callable[[Observation, float], Thought]
+
+
+class RealtimeLoop:
+    """Plays one episode.
+
+    Args:
+        config: how time passes.
+        body: the episode, started.
+        think: about an observation, beginning at a time.
+        limit_s: when it is over at the latest; None for never.
+
+    Attributes:
+        monitor: of the deadlines.
+        player: of the chunks.
+        slot: of the pictures.
+        now_s: time of the episode.
+    """
+
+    def __init__(
+        self, config: RealtimeConfig, body: Moving, think: Think, limit_s: float | None = None
+    ) -> None:
+        if not body.step_s > 0:
+            raise ConfigError(
+                f"realtime: the world's step is {body.step_s:g} s, so its clock would not go "
+                "forward; give more than 0."
+            )
+        steps = config.period_s / body.step_s
+        if abs(steps - round(steps)) > 1e-6 or round(steps) < 1:
+            raise ConfigError(
+                f"realtime: period_s is {config.period_s:g}, and this world moves in steps of "
+                f"{body.step_s:g} s; give a multiple of that."
+            )
+        self.config, self.body, self.think, self.limit_s = config, body, think, limit_s
+        self.clock = ManualClock()
+        lead = config.lead if config.mode == "overlap" else 0
+        self.player = ChunkPlayer(
+            config.execute, config.hold_rule(), config.join, config.align, lead, config.max_age_s
+        )
+        self.monitor = DeadlineMonitor(config.deadline)
+        self.slot = NewestSlot(config.max_age_s)
+        self._every = round(steps)
+        self._runs_free = config.mode in ("asynchronous", "realtime_chunking")
+        self._transit: deque[tuple[float, Observation]] = deque()  # arrival, picture
+        self._ready: deque[Ready] = deque()
+        self._free_at = 0.0
+        self._captured = float("-inf")
+        self._paths: dict[float, np.ndarray] = {}  # stamp -> the rows as the policy gave them
+        self._path: np.ndarray | None = None
+        self._overwritten = 0
+        self._first = True
+
+    @property
+    def now_s(self) -> float:
+        """Since the episode began."""
+        return self.clock.now()
+
+    def run(self, first: Observation) -> None:
+        """To the end; ``first`` is what starting the episode showed."""
+        step, seen = 0, first
+        while not self.body.over and not self._late():
+            now = self.clock.now()
+            if not self._runs_free:  # a chunk that comes now may want the next one
+                self._serve(now)
+            if self._due(step, now):
+                self._capture(self.body.observe() if seen is None else seen, now)
+            seen = None
+            self._serve(now)
+            self.body.move(self._move(now))
+            step += 1
+            self.clock.advance(self.body.step_s)
+
+    def figures(self) -> dict[str, float | int | None]:
+        """What the episode says of its timing, milliseconds where so named; None if not known."""
+        report = self.monitor.report()
+        jumps = self.player.seam_jumps
+        found = {
+            "age_p50_ms": 1e3 * report.age_p50_s,
+            "age_p95_ms": 1e3 * report.age_p95_s,
+            "age_p99_ms": 1e3 * report.age_p99_s,
+            "rate_hz": report.rate_hz,
+            "misses": report.misses,
+            "longest_miss_run": report.longest_run,
+            "miss_rate": report.miss_rate,
+            "releases": report.cycles + report.skipped,
+            "stale_ratio": report.stale_ratio,
+            "seam_jump": float(np.mean(jumps)) if jumps else float("nan"),
+            "too_late": self.player.refused,
+        }
+        return {k: None if v != v else v for k, v in found.items()}
+
+    def _late(self) -> bool:
+        return self.limit_s is not None and self.clock.now() >= self.limit_s - EPS
+
+    def _due(self, step: int, now: float) -> bool:
+        """Whether a picture is taken now."""
+        if not self._runs_free:
+            idle = not self._transit and not self._ready and self._free_at <= now + EPS
+            rested = now >= self._captured + self.config.period_s - EPS
+            return idle and rested and self.player.wants_next(now)
+        if step % self._every:
+            return False
+        next_one = now + self.config.period_s + self.config.transport_s
+        if self._free_at >= next_one - EPS:
+            self.monitor.skip()
+            return False
+        return True
+
+    def _capture(self, seen: Observation, now: float) -> None:
+        arrival = now if self._gift() else now + self.config.transport_s
+        self._captured = now
+        self._transit.append((arrival, replace(seen, stamp_s=now)))
+
+    def _gift(self) -> bool:
+        """Whether this is the first chunk, with which the machine is handed over."""
+        return self._first and self.config.handover
+
+    def _serve(self, now: float) -> None:
+        """All that happens by now between pictures and the actuator."""
+        self._think_until(now)
+        while self._ready and self._ready[0].at_s <= now + EPS:
+            ready = self._ready.popleft()
+            if ready.play:
+                self._offer(ready.chunk, now)
+
+    def _think_until(self, now: float) -> None:
+        """Begin whatever could begin by now, in the order in which it does."""
+        while self._free_at <= now + EPS:
+            while self._transit and self._transit[0][0] <= self._free_at + EPS:
+                _, picture = self._transit.popleft()
+                self.slot.put(picture, picture.stamp_s)
+                if self.slot.drops.overwritten > self._overwritten:
+                    self._overwritten = self.slot.drops.overwritten
+                    self.monitor.skip()
+            picture = self.slot.take(self._free_at)
+            if picture is not None:
+                self._begin(picture, self._free_at)
+            elif self._transit and self._transit[0][0] <= now + EPS:
+                self._free_at = self._transit[0][0]
+            else:
+                return
+
+    def _begin(self, picture: Observation, start: float) -> None:
+        thought = self.think(picture, start)
+        seconds, actuation = thought.seconds, self.config.actuation_s
+        if self._gift():
+            seconds = actuation = 0.0
+        self._first = False
+        self._free_at = start + seconds
+        ready = Ready(thought.chunk, self._free_at + actuation, not thought.hand_over)
+        self._ready.append(ready)
+        if thought.hand_over:
+            self.player.halt(self.clock.now())
+        self.monitor.cycle(picture.stamp_s, start, self._free_at + actuation)
+
+    def _offer(self, chunk: ActionChunk, now: float) -> None:
+        frozen = float("-inf")
+        if self.config.mode == "realtime_chunking":
+            frozen = chunk.stamp_s + self.config.prefix * chunk.dt_s
+        if self.player.offer(chunk, now, not_before=frozen).taken:
+            self._paths[chunk.stamp_s] = chunk.actions
+
+    def _move(self, now: float) -> Move:
+        command, plan = self.player.action(now), self.player.plan(now)
+        self.monitor.command(now, command.age_s, command.source == "hold")
+        if plan is None:
+            path, elapsed = None if command.action is None else command.action[None], 0.0
+        else:
+            # A plan is looked ahead on: while it is fresh, all of it, not what is played alone.
+            own = self._paths.get(plan.stamp_s) if plan.source == "chunk" else None
+            path, elapsed = plan.actions if own is None else own, plan.elapsed_s
+            self._paths = {t: rows for t, rows in self._paths.items() if t >= plan.stamp_s}
+        fresh, self._path = path is not self._path, path
+        return Move(command.action, path, elapsed, fresh)

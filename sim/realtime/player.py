@@ -1,0 +1,130 @@
+"""Plays episodes of a table in real time: the same results as `play.Player`, and their timing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from vla_prune_sim.play import Player, _llm_ms, _Running
+from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig
+from vla_prune_sim.realtime.latency import (
+    Latency,
+    LiveLatency,
+    NoLatency,
+    ProfileLatency,
+    device_factor,
+)
+from vla_prune_sim.realtime.loop import RealtimeLoop, Thought
+from vla_prune_sim.realtime.pilot import Pilot
+from vla_prune_sim.realtime.profiles import Rounds, checked
+from vla_prune_sim.seats import BROKEN
+
+from vla_prune.build import build_recipe
+from vla_prune.errors import ActionError
+from vla_prune.policy import VLAPolicy, attach
+from vla_prune.pruner import Pruner
+from vla_prune.types import ActionChunk, Observation
+
+if TYPE_CHECKING:
+    from vla_prune_sim.rollout import Episode, Row, RunConfig
+
+
+class RealtimePlayer(Player):
+    """What one worker holds. One seat: thinking belongs to one machine.
+
+    Args:
+        config: the table, with its section ``realtime``.
+        world: ``module:Class`` of the simulator.
+    """
+
+    def __init__(self, config: RunConfig, world: str) -> None:
+        super().__init__(config, world, keep_frames=False)
+        self.realtime: RealtimeConfig = config.realtime
+        self._profiles: dict[str, Rounds] = {}
+
+    def play(self, episodes: Sequence[Episode]) -> Iterator[dict[str, Any]]:
+        """Results as they come, row after row."""
+        for (suite, row, _), group in groupby(episodes, lambda e: (e.suite, e.row, e.setting)):
+            if row.driver:
+                yield from super().play(list(group))
+                continue
+            adapter = self._adapter(suite)
+            pruners = self._pruners(row)
+            if self.realtime.latency == "profile" and suite not in self._profiles:
+                # Before a recipe is attached, which puts its own name on the attention kernel.
+                self._profiles[suite] = checked(self.config, suite, adapter)
+            live = self.realtime.latency == "live"
+            with attach(pruners, adapter, time_stages=live) as policy:
+                for episode in group:
+                    yield self._played(episode, policy)
+
+    def _pruners(self, row: Row) -> list[Pruner]:
+        """One, or one for each step of the controller's ladder."""
+        cut = self.config.cut_layer
+        if row.controller:
+            return [build_recipe(row.recipe, k, cut_layer=cut) for k in self.realtime.ladder]
+        keep = None if row.recipe in PLAIN else row.keep_ratio
+        return [build_recipe(row.recipe, keep, cut_layer=cut)]
+
+    def _played(self, episode: Episode, policy: VLAPolicy) -> dict[str, Any]:
+        run = self._begin(self.seats[0], episode)
+        seat, realtime = run.seat, self.realtime
+        limit = realtime.limit_s.get(episode.suite)
+        latency = self._latency(episode)
+        pilot = self._pilot(episode) if episode.row.controller else None
+        buckets: Counter[int] = Counter()
+
+        def think(picture: Observation, now: float) -> Thought:
+            bucket, over = pilot.choose(now - picture.stamp_s) if pilot else (0, False)
+            begun = time.perf_counter()
+            chunk = policy.act_one(picture, run.state, bucket)
+            taken = time.perf_counter() - begun
+            tokens = min([policy.adapter.layout.total, *map(len, chunk.kept.values())])
+            seconds = latency.seconds(tokens, now, taken)
+            if pilot:
+                pilot.learn(bucket, seconds, chunk)
+            buckets[bucket] += 1
+            self._note(run, chunk)
+            return Thought(chunk, seconds, over and realtime.hand_over)
+
+        first = seat.look()
+        if first.error:
+            run.glimpse = first
+            return self._result(run) | {"setting": episode.setting}
+        loop = RealtimeLoop(realtime, seat.env, think, limit)
+        try:
+            loop.run(first.observation)
+        except (ActionError, *BROKEN) as error:
+            seat.fail(str(error))
+        run.glimpse = seat.look()
+        told = {"setting": episode.setting, "realtime": loop.figures()}
+        if pilot:
+            ladder = realtime.ladder
+            told["controller"] = True
+            told["buckets"] = {f"{ladder[b]:g}": n for b, n in sorted(buckets.items())}
+            told["handed_over"] = pilot.handed_over
+        return self._result(run) | told
+
+    def _note(self, run: _Running, chunk: ActionChunk) -> None:
+        run.llm_ms.append(_llm_ms(chunk))
+        run.kept = {site: len(index) for site, index in chunk.kept.items()}
+        run.unpruned += not run.kept
+
+    def _latency(self, episode: Episode) -> Latency:
+        realtime = self.realtime
+        setting = realtime.setting(episode.setting)
+        if realtime.latency == "none":
+            return NoLatency()
+        if realtime.latency == "live":
+            return LiveLatency(setting)
+        rounds = self._profiles[episode.suite]
+        factor = device_factor(rounds.dense, setting, realtime.period_s)
+        seed = [realtime.seed, episode.task, episode.state]
+        return ProfileLatency(rounds.of(episode.row.recipe), factor, setting.load, seed)
+
+    def _pilot(self, episode: Episode) -> Pilot:
+        setting = self.realtime.setting(episode.setting)
+        return Pilot(self.realtime, self._profiles[episode.suite], setting)

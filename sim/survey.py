@@ -1,0 +1,112 @@
+"""What a table is about to run on: the world's tasks, the policies' weights, and a mark of both.
+
+The mark goes with every finished episode, so that a run which resumes counts only episodes of the
+same world, settings and weights as done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vla_prune import config as configs
+from vla_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vla_prune_sim.rollout import RunConfig
+
+HASHED_BYTES = 64 << 20  # of larger weights the size alone is looked at
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a world class with a method ``survey(**options)`` tells before any task is opened.
+
+    Attributes:
+        tasks: how many it has, from 0 on.
+        options: with which every worker gets the same ones.
+        place: where they are, for messages.
+        assets: a hash of them.
+    """
+
+    tasks: int
+    options: Mapping[str, Any]
+    place: str
+    assets: str
+
+
+def survey(world: str, options: Mapping[str, Any]) -> Survey | None:
+    """What a world tells; None where it tells nothing.
+
+    Args:
+        world: ``module:Class``.
+        options: its arguments.
+    """
+    from vla_prune.build import import_object  # loads torch, which a simulator does not need
+
+    found = getattr(import_object(world), "survey", None)
+    return None if found is None else found(**options)
+
+
+def tasks_there(suite: str, wanted: list[int], found: Survey) -> tuple[list[int], list[int]]:
+    """Which tasks of a suite are there, and which are not.
+
+    Raises:
+        ConfigError: none is.
+    """
+    there = [task for task in wanted if 0 <= task < found.tasks]
+    if not there:
+        raise ConfigError(
+            f"run: suites.{suite}.tasks: {found.place} has {found.tasks} scenes and none of "
+            f"{spoken(wanted)}; choose from 0 to {found.tasks - 1}."
+        )
+    return there, [task for task in wanted if task not in there]
+
+
+def spoken(tasks: list[int]) -> str:
+    """Numbers in a sentence: all of them, or the first and the last of many."""
+    if len(tasks) <= 4:
+        return ", ".join(map(str, tasks))
+    return f"{tasks[0]}, {tasks[1]} ... {tasks[-1]}"
+
+
+def marks(config: RunConfig, found: Survey | None) -> dict[str, str]:
+    """Suite -> hash of all that its episodes hang on beside their keys."""
+    shared = {
+        "world": config.world,
+        "sim": dict(config.sim),
+        "assets": found and found.assets,
+        "seed": config.seed,
+        "execute": config.execute,
+        "cut_layer": config.cut_layer,
+        **({"realtime": config.realtime.mark()} if config.realtime else {}),
+    }
+    return {
+        suite: _hash({**shared, "policy": _policy(entry.policy)})
+        for suite, entry in config.suites.items()
+    }
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _policy(name: str) -> dict[str, Any]:
+    """A policy's config, and sums of its weights.
+
+    Raises:
+        MissingError: the weights are not there.
+    """
+    data = configs.load(name, kind="policy")
+    weights = str(data.get("weights", "random"))
+    if weights == "random":
+        return data
+    files = sorted(configs.resolve_weights(weights).glob("*.safetensors"))
+    sizes = {file.name: file.stat().st_size for file in files}
+    sums = [zlib.crc32(f.read_bytes()) for f in files if sizes[f.name] <= HASHED_BYTES]
+    return {**data, "weights": [sizes, sums]}

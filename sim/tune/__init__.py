@@ -1,0 +1,1 @@
+"""``vla-prune tune``: the budget that a deadline leaves, found in closed loop."""

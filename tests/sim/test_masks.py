@@ -1,0 +1,209 @@
+"""Masks and their index: exact, annotated, brought along; and who finds them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("h5py")
+pytest.importorskip("sklearn")
+
+from vla_prune_sim.masks import evaluate as evaluating
+from vla_prune_sim.masks.folder import folder_entries
+from vla_prune_sim.masks.index import Entry, write_index
+
+from tests.recon.conftest import tiny_adapter, write_demos
+from vla_prune.errors import ConfigError, MissingError, ShapeError
+from vla_prune.recon.checkpoint import save_reconstructor
+from vla_prune.recon.model import ReconConfig, ReconPruner
+
+
+def entries(made: list[str], count: int = 3, size: int = 8) -> list[Entry]:
+    """Left halves are foreground; who was asked for is written down."""
+
+    def maker(number: int):
+        def make():
+            made.append(str(number))
+            mask = np.zeros((8, size), np.uint8)
+            mask[:, :4], mask[:, -2:] = 1, 2
+            return np.full((8, 8, 3), number, np.uint8), mask
+
+        return make
+
+    return [Entry(f"e{i}", "front", f"scene {i // 2}", maker(i)) for i in range(count)]
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+
+
+def test_a_row_names_picture_mask_camera_and_labels(tmp_path: Path):
+    assert write_index(entries([]), tmp_path, 1, 4) == (3, 3)
+    first = rows(tmp_path)[0]
+    assert (first["camera"], first["group"], first["labels"]) == (
+        "front",
+        "scene 0",
+        [1.0, 1.0, 0.0, -1.0],
+    )
+    assert np.array(Image.open(tmp_path / first["image"])).shape == (8, 8, 3)
+    assert sorted(np.unique(np.array(Image.open(tmp_path / first["mask"])))) == [0, 128, 255]
+
+
+def test_a_killed_call_goes_on_and_makes_nothing_twice(tmp_path: Path):
+    made: list[str] = []
+    write_index(entries(made, 2), tmp_path, 1, 4)
+    whole = (tmp_path / "index.jsonl").read_text()
+    (tmp_path / "index.jsonl").write_text(whole[:-15])  # the last line was cut short
+    assert write_index(entries(made, 3), tmp_path, 1, 4) == (3, 2)
+    assert made == ["0", "1", "1", "2"]
+    assert len(rows(tmp_path)) == 3
+    assert (tmp_path / "index.jsonl").read_text().startswith(whole)
+
+
+def test_bad_input_gets_one_sentence(tmp_path: Path):
+    with pytest.raises(ShapeError, match="the mask is 9 x 8 pixels, its image 8 x 8"):
+        write_index(entries([], size=9), tmp_path / "a", 1, 4)
+    write_index(entries([]), tmp_path / "b", 1, 4)
+    with pytest.raises(ConfigError, match="labels of 1 x 4 tokens, 2 x 4 are asked for"):
+        write_index(entries([]), tmp_path / "b", 2, 4)
+
+
+def test_brought_masks_are_matched_by_name(tmp_path: Path):
+    for camera in ("left", "right"):
+        for kind, ink in (("images", 7), ("masks", 255)):
+            (tmp_path / kind / camera).mkdir(parents=True)
+            Image.fromarray(np.full((4, 4), ink, np.uint8)).save(
+                tmp_path / kind / camera / "0.png"
+            )
+    write_index(folder_entries(tmp_path / "images", tmp_path / "masks"), tmp_path / "out", 2, 2)
+    assert [r["camera"] for r in rows(tmp_path / "out")] == ["left", "right"]
+    (tmp_path / "masks" / "right" / "0.png").unlink()
+    with pytest.raises(MissingError, match=r"right/0.png: .* \(1 of 2 images have none\)"):
+        list(folder_entries(tmp_path / "images", tmp_path / "masks"))
+    with pytest.raises(MissingError, match="no images"):
+        list(folder_entries(tmp_path / "out" / "nothing", tmp_path))
+
+
+# --- driving -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two keyframes of a car and a pedestrian on a straight street."""
+    pytest.importorskip("nuscenes")
+    from vla_prune_sim.drive.make_world import Painter
+    from vla_prune_sim.drive.write_nuscenes import write_root
+
+    from .tiny_drive import tiny_scene
+
+    folder = tmp_path_factory.mktemp("masks") / "root"
+    scene = tiny_scene()
+    write_root([replace(scene, keyframes=scene.keyframes[[0, -1]])], folder, Painter(), (400, 225))
+    return folder
+
+
+def test_masks_of_a_synthetic_root_are_what_was_painted(root: Path, tmp_path: Path):
+    from vla_prune_sim.masks.drive import root_entries
+
+    wanted = [e for e in root_entries(root) if e.camera == "CAM_FRONT"][:1]
+    write_index(wanted, tmp_path, 9, 16)
+    [row] = rows(tmp_path)
+    labels = np.array(row["labels"]).reshape(9, 16)
+    assert Path(row["image"]).is_file()
+    assert (labels[:3] == 0).mean() > 0.9  # sky and building
+    assert labels[-1].mean() > 0.5  # road in front of the bonnet
+    assert 0.05 < labels.mean() < 0.6
+
+
+def test_annotations_agree_with_what_was_painted(root: Path):
+    """Hulls and map against exact masks: the same but for a band at the edges."""
+    from vla_prune_sim.masks.drive import root_entries
+
+    exact = {e.key: e for e in root_entries(root)}
+    told = {e.key: e for e in root_entries(root, annotations=True)}
+    camera = "CAM_FRONT"
+    [key] = [k for k in told if camera in k][:1]
+    ours = told[key].make()[1]
+    twin = next(e for e in exact.values() if e.camera == camera).make()[1]
+    assert ours.shape == twin.shape
+    counted = ours != 2
+    assert counted.mean() > 0.95
+    both = (ours == 1) & (twin == 1) & counted
+    either = ((ours == 1) | (twin == 1)) & counted
+    # Beyond 60 m the ground is not told, and the exact road goes to the horizon.
+    assert both.sum() / either.sum() > 0.8
+
+
+# --- LIBERO ------------------------------------------------------------------------------------
+
+
+@pytest.mark.libero
+def test_libero_masks_agree_with_the_patch_labels(open_env):
+    from vla_prune_sim.libero.env import VIEWS
+    from vla_prune_sim.libero.expert import GOALS
+    from vla_prune_sim.libero.labels import patches
+    from vla_prune_sim.masks.libero import mask_of, segments
+
+    from vla_prune.recon.frames import cell_shares
+
+    env = open_env("libero_object", 0, look="fast", images=False)
+    env.reset(seed=0, options={"init": 0})
+    scene, target, goal = env.scene(), env.goal[0][1], GOALS["libero_object"]
+    owners = segments(scene, VIEWS["agentview"], 48)
+    assert {target, goal, "robot"} <= set(owners.ravel())
+    alone = cell_shares(mask_of(owners, scene, target, goal, 0) == 1, 12, 12)
+    everything = cell_shares(mask_of(owners, scene, target, goal, 1) == 1, 12, 12)
+    labels = patches(scene, target, goal, VIEWS["agentview"]).ravel()
+    assert np.corrcoef(everything, labels > 0)[0, 1] > 0.8
+    assert alone.sum() < everything.sum()
+
+
+# --- who finds them ----------------------------------------------------------------------------
+
+
+def test_evaluation_writes_rows_bars_and_a_picture(tmp_path: Path, monkeypatch):
+    demos = write_demos(tmp_path / "demos")
+    adapter = tiny_adapter()
+    pruner = ReconPruner(ReconConfig(16, ffn=24, heads=2, kv_heads=1))
+    save_reconstructor(tmp_path / "recon", pruner, adapter.encoder())
+    monkeypatch.setattr(evaluating, "build_adapter", lambda name: adapter)
+    domain = {
+        "policy": "tiny",
+        "demos": str(demos),
+        "foreground": ["thing"],
+        "ignore": ["other"],
+        "layer": 1,
+        "trained": {"foreground": str(tmp_path / "recon"), "mask_head": str(tmp_path / "none")},
+    }
+    written = {
+        "domains": {"tiny": domain},
+        "results": str(tmp_path / "r.json"),
+        "figure": str(tmp_path / "f.png"),
+        "frames": 4,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(written))
+    document = evaluating.run(evaluating.load(str(tmp_path / "run.yaml")))
+    assert json.loads((tmp_path / "r.json").read_text()) == document
+    found = {row["scorer"]: row for row in document["rows"]}
+    assert set(found) == {"foreground", *evaluating.FREE}
+    assert all(0 <= row["average_precision"] <= 1 for row in found.values())
+    for row in found.values():
+        for share, recall in row["recall_at_k"].items():
+            assert recall <= row["best_recall_at_k"][share] <= 1
+    assert len(document["left_out"]) == 1
+    assert "row 'mask_head' is left out" in document["left_out"][0]
+    bar = document["bars"]["tiny"]
+    assert bar["ours"] == found["foreground"]["average_precision"]
+    assert bar["best_free_ap"] == max(found[n]["average_precision"] for n in evaluating.FREE)
+    assert Image.open(tmp_path / "f.png").size[1] > 4 * 2 * 48
+
+
+def test_the_shipped_evaluation_loads():
+    settings = evaluating.load("foreground")
+    assert set(settings.domains) == {"drive", "libero_spatial", "libero_object"}
+    assert all("foreground" in domain.trained for domain in settings.domains.values())
