@@ -232,10 +232,14 @@ class Trainer:
         keep = float(rng.choice(self.args.keep))
         if self.step >= self.args.steps * (1.0 - self.args.dense_tail):
             keep = 1.0
+        layers = self.args.drop_layer
+        layer = int(rng.choice(layers)) if len(layers) > 1 else layers[0]
         self.model.train()
         pretraining = self.step < self.args.pretrain
         with torch.autocast(self.device, torch.bfloat16, enabled=self.args.bf16):
-            losses = self.tower_losses(batch) if pretraining else self.losses(batch, keep, rng)
+            losses = (
+                self.tower_losses(batch) if pretraining else self.losses(batch, keep, rng, layer)
+            )
         loss = sum(losses.values())
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -256,9 +260,20 @@ class Trainer:
         return {"tower": self.helpers.tower_loss(features, ids, batch.labels.to(self.device))}
 
     def losses(
-        self, batch: Batch, keep: float = 1.0, rng: np.random.Generator | None = None
+        self,
+        batch: Batch,
+        keep: float = 1.0,
+        rng: np.random.Generator | None = None,
+        layer: int = 0,
     ) -> dict[str, Tensor]:
-        """All losses of one batch, with a random ``keep`` share of the visual tokens."""
+        """All losses of one batch, with a random ``keep`` share of the visual tokens.
+
+        Args:
+            batch: frames.
+            keep: share that stays; 1 keeps all.
+            rng: of the draw.
+            layer: the decoder layer in front of which the others go; 0 is the projector.
+        """
         model, device = self.model, self.device
         ids, mask = self._words(batch)
         labels = batch.labels.to(device)
@@ -271,7 +286,7 @@ class Trainer:
         if keep < 1.0:
             chosen = torch.from_numpy(rng.random(labels.shape, dtype=np.float32)).to(device)
             chosen = chosen + self.spared.to(device)[labels]
-        dropout = Dropout(self.adapter, keep, self.args.drop_layer)
+        dropout = Dropout(self.adapter, keep, layer)
         hidden, inputs, kept = dropout.decode(features, ids, proprio, mask, chosen)
         labels = labels.gather(1, kept)
         predicted = model.predict_chunk(hidden, inputs).float()
@@ -415,7 +430,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.5, 1.0])
     parser.add_argument("--spare", nargs="*", default=[], help="patch classes never dropped")
     parser.add_argument(
-        "--drop-layer", type=int, default=0, help="decoder layer that dropout precedes"
+        "--drop-layer",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="decoder layer that dropout precedes; one of several at each step",
     )
     parser.add_argument("--dense-tail", type=float, default=0.1)
     parser.add_argument("--shift", type=int, default=2)

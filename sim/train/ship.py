@@ -35,7 +35,7 @@ def ship(run: Path, target: Path, suite: str, data: str) -> None:
     """Weights, words, statistics and the card, from a folder of :mod:`vla_prune_sim.train.bc`."""
     model = OpenVLA.from_pretrained(run / "policy").to(torch.float16)
     model.save_pretrained(target, Tokenizer.from_file(str(run / "policy" / "tokenizer.json")))
-    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    settings = {"drop_layer": [0]} | json.loads((run / "settings.json").read_text("utf-8"))
     lines = (run / "curve.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if "action" in line]
     text = card(model, suite, data, settings, list({s["step"]: s for s in steps}.values()))
@@ -91,7 +91,9 @@ def _dropout(settings: Mapping[str, Any]) -> str:
     spared = settings.get("spare")
     but = f", patches that show {' or '.join(spared)} spared" if spared else ""
     tail = f"all in the last {settings['dense_tail']:.0%} of the steps"
-    return f"random {shares} of the visual tokens kept while training{but}, {tail}"
+    places = [f"layer {layer}" if layer else "the decoder" for layer in settings["drop_layer"]]
+    where = " or ".join(places)
+    return f"random {shares} of the visual tokens pass {where} while training{but}, {tail}"
 
 
 def _curve(curve: list[Mapping[str, float]]) -> str:

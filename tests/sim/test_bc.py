@@ -60,7 +60,8 @@ def weights(out) -> dict[str, torch.Tensor]:
 
 
 def test_training_lowers_the_loss_and_leaves_a_policy_that_loads(demos, tmp_path) -> None:
-    made = trainer(demos, tmp_path, 16, "--keep", "0.25", "--dense-tail", "0")
+    more = "--keep 0.25 --dense-tail 0 --drop-layer 0 2"
+    made = trainer(demos, tmp_path, 16, *more.split())
     made.run()
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert "action" not in lines[0]  # the first step trains the tower alone
@@ -100,11 +101,11 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) 
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_spared_classes_are_dropped_last(demos, tmp_path, monkeypatch, layer) -> None:
-    made = trainer(demos, tmp_path, 4, "--spare", "vehicle", "--drop-layer", str(layer))
+    made = trainer(demos, tmp_path, 4, "--spare", "vehicle")
     passes, decode = [], bc.Dropout.decode
     monkeypatch.setattr(bc.Dropout, "decode", lambda *a: passes.append(decode(*a)) or passes[-1])
     batch = made.train.batch(np.arange(4))
-    sum(made.losses(batch, 0.5, np.random.default_rng(0)).values()).backward()
+    sum(made.losses(batch, 0.5, np.random.default_rng(0), layer).values()).backward()
     hidden, inputs, kept = passes[0]
     assert kept.shape == (4, 144)
     assert hidden.shape[1] == inputs.embeds.shape[1] - (144 if layer else 0)
@@ -118,14 +119,14 @@ def test_spared_classes_are_dropped_last(demos, tmp_path, monkeypatch, layer) ->
 def test_dropout_in_front_of_a_layer_changes_that_layer_and_later_ones_only(
     demos, tmp_path
 ) -> None:
-    made = trainer(demos, tmp_path, 4, "--drop-layer", "2")
+    made = trainer(demos, tmp_path, 4)
     batch, widths = made.train.batch(np.arange(2)), {}
     layers = made.model.language_model.model.layers
     for number, layer in enumerate(layers):
         layer.mlp.register_forward_hook(
             lambda _, inputs, __, number=number: widths.update({number: inputs[0].shape[1]})
         )
-    made.losses(batch, 0.25, np.random.default_rng(0))
+    made.losses(batch, 0.25, np.random.default_rng(0), 2)
     assert widths[0] == widths[1]
     assert {widths[0] - widths[number] for number in range(2, len(layers))} == {216}
 
