@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,10 +33,12 @@ from vla_prune_sim.libero.layouts import RandomLayout
 from vla_prune.errors import VlaPruneError
 
 CHUNK = 8
+EXECUTED = 4  # rows of a policy's chunk, as in the tables
 SIZE = 144
 TRAIN_STATES = 30  # shipped states from this one on are for evaluation
 FORMAT = 1
 Maker = Callable[[LiberoEnv, int], list[tuple[dict, dict]]]
+Driver = Callable[[LiberoEnv, str], Callable[[], np.ndarray]]  # a new one for every episode
 
 
 class Disturbance:
@@ -75,6 +79,38 @@ class Disturbance:
         self._push = np.concatenate([way / np.linalg.norm(way) * rng.uniform(0.5, 1.0), turn])
 
 
+class Driven:
+    """Bursts in which a policy drives, so that the way back from its own mistakes is seen.
+
+    The states are DAgger's (Ross, Gordon, Bagnell 2011, arXiv 1011.0686), the labels what the
+    expert does in the calm steps behind each burst.
+
+    Args:
+        rng: of lengths.
+        drive: the rows that the policy would execute now, ``[n, 7]``.
+    """
+
+    def __init__(self, rng: np.random.Generator, drive: Callable[[], np.ndarray]) -> None:
+        self._rng, self._drive = rng, drive
+        self._calm_until, self._calls = 0, int(rng.integers(1, 4))
+        self._rows: list[np.ndarray] = []
+
+    def quiet(self, step: int) -> bool:
+        """Whether the eight steps from `step` on are the expert's."""
+        return step + CHUNK <= self._calm_until
+
+    def __call__(self, step: int, clean: np.ndarray, near: bool) -> np.ndarray:
+        """The action to execute instead of `clean`, ``[7]``."""
+        if step >= self._calm_until and not self._rows:
+            if self._calls:
+                self._calls -= 1
+                self._rows = list(self._drive())
+            else:
+                self._calm_until = step + int(self._rng.integers(CHUNK, 2 * CHUNK))
+                self._calls = int(self._rng.integers(1, 4))
+        return self._rows.pop(0) if self._rows else clean
+
+
 class Frames:
     """Pictures and labels of the sampled steps of one episode."""
 
@@ -112,8 +148,14 @@ class Frames:
             self.rows.setdefault(key, []).append(value)
 
 
-def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
-    """One episode: arrays and attributes, or nothing when the layout or the expert failed."""
+def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tuple[dict, dict]]:
+    """One episode: arrays and attributes, or nothing when the layout or the expert failed.
+
+    Args:
+        env: one task.
+        seed: of everything.
+        drivers: policies of which one drives in bursts; without any there are pushes instead.
+    """
     rng = np.random.default_rng(seed)
     init = int(rng.integers(TRAIN_STATES))
     layout = RandomLayout(seed) if rng.random() < 0.75 else None
@@ -123,7 +165,12 @@ def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
     scene, goal = env.scene(), GOALS[env.suite]
     target = env.goal[0][1]
     expert = Expert(scene, target, goal)
-    disturb = Disturbance(rng, int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2])))
+    if drivers:
+        drive = drivers[int(rng.integers(len(drivers)))](env, obs["instruction"])
+        disturb = Driven(rng, drive)
+    else:
+        most = int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2]))
+        disturb = Disturbance(rng, most)
     frames = Frames(env, target, goal)
     actions, executed, due = [], [], 0
     done_at = None
@@ -289,6 +336,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=500, help="of all ten tasks together")
     parser.add_argument("--per-shard", type=int, default=4)
     parser.add_argument("--glances", action="store_true", help="starts of ways, many layouts")
+    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives in bursts (DAgger)")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["dense"], help="NAME or NAME:KEEP; one an episode"
+    )
+    parser.add_argument("--cut-layer", type=int, default=2, help="of those recipes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
@@ -301,11 +353,45 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
 
 
+def _drivers(args: argparse.Namespace) -> list[Driver]:
+    """One for each recipe, all on one model, which is attached anew for every look."""
+    if not args.policy:
+        return []
+    from vla_prune.build import build_adapter, build_recipe
+
+    adapter = build_adapter(args.policy)
+    entries = [recipe.partition(":") for recipe in args.recipes]
+    return [
+        partial(
+            _driver, adapter, build_recipe(name, float(keep) if keep else None, (), args.cut_layer)
+        )
+        for name, _, keep in entries
+    ]
+
+
+def _driver(
+    adapter: Any, pruner: Any, env: LiberoEnv, instruction: str
+) -> Callable[[], np.ndarray]:
+    """What this policy would execute of its next chunk in this environment."""
+    from vla_prune.policy import attach
+    from vla_prune.types import Observation, PolicyState
+
+    state = PolicyState()
+
+    def drive() -> np.ndarray:
+        images = {view: env.raw_image(view, SIZE)[::-1, ::-1].copy() for view in VIEWS}
+        with attach(pruner, adapter) as policy:
+            seen = Observation(images, instruction, proprio(env.scene()))
+            return policy.act_one(seen, state).actions[:EXECUTED]
+
+    return drive
+
+
 def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
     start, made, seen = time.time(), 0, 0
     todo = shards(args.out, args.suite, args.episodes, args.per_shard, args.seed, worker)
+    make = glances if args.glances else partial(record, drivers=_drivers(args))
     for path, task, seed in todo:
-        make = glances if args.glances else record
         count, frames = write_shard(path, args.suite, task, args.per_shard, seed, make)
         made, seen = made + count, seen + frames
         rate = seen / (time.time() - start)

@@ -171,3 +171,23 @@ def test_glances_ask_for_one_thing_after_the_other():
         assert arrays["actions"].shape == (2 * demos.CHUNK, 7)
     # The second way starts where the first one ended, and leads elsewhere.
     assert not np.allclose(made[0][0]["actions"][0, :3], made[1][0]["actions"][0, :3], atol=0.1)
+
+
+def test_a_policy_drives_in_bursts_and_the_expert_in_between():
+    looks = []
+
+    def drive():
+        looks.append(1)
+        return np.full((4, 7), 0.5, np.float32)
+
+    driven, clean = demos.Driven(np.random.default_rng(0), drive), np.zeros(7, np.float32)
+    steps = [(bool(driven(step, clean, False).any()), driven.quiet(step)) for step in range(300)]
+    by_policy = np.array([policy for policy, _ in steps])
+    assert 0 <= 4 * len(looks) - by_policy.sum() < 4
+    assert by_policy[0]
+    for step, (_, quiet) in enumerate(steps):
+        assert not quiet or not by_policy[step : step + 8].any()
+    assert 0.2 < np.mean([quiet for _, quiet in steps[:280]]) < 0.5
+    runs = np.diff(np.flatnonzero(np.diff(by_policy.astype(int))))
+    assert runs[0::2].min() >= 8  # calm
+    assert runs[1::2].max() <= 12  # at most three looks
