@@ -162,7 +162,8 @@ def closed_loop(
     rows, columns = table.short(document["rows"])
     page = film.page(
         folder / "report.html",
-        f"{world}: {RECIPE} keeps {KEEP:.0%} of what the camera sees; the lit patches are those",
+        f"{world} ({', '.join(document['assets'])}): {RECIPE} keeps {KEEP:.0%} of what the camera "
+        "sees; the lit patches are those",
         [{name: row.get(name) for name in columns} for row in rows],
         films,
     )

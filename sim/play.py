@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -80,7 +81,9 @@ class Player:
                 for run in self._row(policy, list(group)):
                     result = self._result(run)
                     if row.recipe != "dense" and not run.glimpse.error:
-                        result["time_ratio"] = _time_ratio(policy, run.shown, run.state)
+                        # What dense would have said may be no action: then nothing is compared.
+                        with suppress(ActionError):
+                            result["time_ratio"] = _time_ratio(policy, run.shown, run.state)
                     yield result
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -146,7 +147,7 @@ class RunConfig:
         if self.realtime is not None:
             realtime = _made("run: realtime", RealtimeConfig, self.realtime)
             object.__setattr__(self, "realtime", realtime)
-        check_rows(self.realtime, rows)
+        check_rows(self.realtime, rows, list(suites))
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,9 @@ def run(
     """
     config, mark = settled(config)
     wanted = episodes(config)
+    for key, times in Counter(episode.key for episode in wanted).items():
+        if times > 1:
+            raise ConfigError(f"run: {key!r} stands in the table twice; take one of them out.")
     if only:
         known = {episode.key: episode for episode in wanted}
         for key in only:
@@ -237,6 +241,7 @@ def run(
         todo = [episode for episode in wanted if episode.key not in done]
         # Controls that show another episode's images need the dense episodes first.
         first = [episode for episode in todo if episode.row == Row("dense")]
+        _end_line(lines)
         for phase in (first, [episode for episode in todo if episode.row != Row("dense")]):
             with lines.open("a", encoding="utf-8") as file:
                 for result in _work(config, phase, keep_frames=True):
@@ -258,7 +263,8 @@ def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
 
     Raises:
         MissingError: a policy's weights are not there.
-        ConfigError: the world has none of a suite's tasks.
+        ConfigError: the world has none of a suite's tasks, or states that would be the same
+            episode again.
     """
     path = world_path(config.world)
     marks(config, None)  # weights that are missing are named before a world is made
@@ -268,6 +274,12 @@ def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
         return config, mark
     suites = {}
     for name, entry in config.suites.items():
+        # In real time a state also draws the latencies.
+        if config.realtime is None and 0 < found.starts < len(entry.states):
+            raise ConfigError(
+                f"run: suites.{name}.states: {spoken(entry.states)} are the same episode again "
+                f"and would narrow the intervals for nothing; give {found.starts} of them."
+            )
         there, lost = tasks_there(name, entry.tasks, found)
         if lost:
             log.warning(
@@ -289,6 +301,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return found
+
+
+def _end_line(path: Path) -> None:
+    """Close a line that a killed run left half-written, or the next would be lost with it."""
+    if path.exists() and (told := path.read_bytes()) and not told.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 @contextmanager

@@ -31,12 +31,14 @@ class Survey:
         options: with which every worker gets the same ones.
         place: where they are, for messages.
         assets: a hash of them.
+        starts: how many states of a task begin differently; 0 for all of them.
     """
 
     tasks: int
     options: Mapping[str, Any]
     place: str
     assets: str
+    starts: int = 0
 
 
 def survey(world: str, options: Mapping[str, Any]) -> Survey | None:

@@ -23,7 +23,7 @@ from vla_prune_sim.drive.load_map import expansion, load_map, window_around
 from vla_prune_sim.drive.load_shots import chain, finite, load_shots, pose_of, readings
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import EXTRA, TABLES, VERSION
-from vla_prune_sim.drive.sampling import resample, speed_along, stack_tracks
+from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
 from vla_prune_sim.drive.scene import (
     CAMERAS,
     STEP_S,
@@ -246,6 +246,7 @@ def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> 
         moves.append(resample(np.array([time for time, _ in boxes]), poses, at_us / 1e6))
         categories.append(boxes[0][1]["category_name"])
         size.append((length, width, height))
+        check_size(scene, f"instance {token}", size[-1])
         z.append(np.median(heights))
     return stack_tracks(tuple(seen), categories, size, z, moves, len(at_us))
 

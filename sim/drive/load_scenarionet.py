@@ -30,11 +30,12 @@ from vla_prune_sim.drive.load_map import cut_area, window_around
 from vla_prune_sim.drive.load_nuscenes import OFF_LANES, bare_scenery
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import CATEGORIES
-from vla_prune_sim.drive.sampling import resample, speed_along, stack_tracks
+from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
 from vla_prune_sim.drive.scene import STEP_S, Lane, RoadMap, Scene, Tracks
 
 from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
 
+NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
 KEYFRAME_STEPS = 5
 LANE_M = 3.5  # width of a connector, which brings none
 SMOOTH_STEPS = 4  # before and after
@@ -86,6 +87,10 @@ def load_pickle(path: Path) -> dict[str, Any]:
                     f"{path} holds a {module}.{name}; ScenarioNet files hold arrays and plain "
                     "containers only, so do not trust it."
                 )
+            # numpy 1 and numpy 2 keep the same functions in modules of different names.
+            if module.startswith(("numpy.core.", "numpy._core.")):
+                part = module.rpartition(".")[2]
+                module = f"{'numpy._core' if NUMPY_2 else 'numpy.core'}.{part}"
             return super().find_class(module, name)
 
     try:
@@ -105,8 +110,22 @@ def load_pickle(path: Path) -> dict[str, Any]:
 
 
 def load_scenarionet(path: Path) -> Scene:
-    """One scene of a ScenarioNet file, with the cameras of a nuScenes car and no pictures."""
+    """One scene of a ScenarioNet file, with the cameras of a nuScenes car and no pictures.
+
+    Raises:
+        ShapeError: a track or map feature is not whole, or a pose or size makes no sense.
+        ConfigError: no ScenarioNet file, no ego, or time stamps that go backwards.
+    """
     whole = load_pickle(path)
+    try:
+        return _scene(path, whole)
+    except KeyError as error:
+        raise ShapeError(
+            f"{path}: a track or map feature lacks {error}; convert the scene again."
+        ) from error
+
+
+def _scene(path: Path, whole: dict[str, Any]) -> Scene:
     name, steps, about = str(whole["id"]), int(whole["length"]), whole["metadata"]
     ego_id = about.get("sdc_id", "ego")
     if ego_id not in whole["tracks"]:
@@ -115,7 +134,14 @@ def load_scenarionet(path: Path) -> Scene:
     if (np.diff(stamps) <= 0).any():
         at = int(np.argmax(np.diff(stamps) <= 0)) + 1
         raise ConfigError(f"{path}: time stamp {at} does not come after the one before; mend ts.")
-    ego = _smooth(_spread(_poses(path, ego_id, whole["tracks"][ego_id]["state"], steps)))
+    state = whole["tracks"][ego_id]["state"]
+    poses, there = _poses(path, ego_id, state, steps), _there(state)
+    if not there.all():
+        raise ShapeError(
+            f"{path}: the ego, track {ego_id}, is not there at step {there.argmin()}; convert the "
+            "scene again."
+        )
+    ego = _smooth(_spread(poses))
     ground = _ground(whole["map_features"], about.get("map", ""), ego)
     route, on_lanes = find_route(ground.lanes, ego)
     said = f"{about.get('dataset', 'nuscenes')} scene on {about.get('map', 'an unnamed map')}."
@@ -144,10 +170,19 @@ def _poses(path: Path, track: str, state: dict[str, Any], steps: int) -> np.ndar
             f"{steps} steps; convert the scene again."
         )
     poses = np.column_stack([place[:, :2], heading.reshape(-1)])
-    there = np.asarray(state["valid"]).reshape(-1) > 0.5
+    there = _there(state)
+    if there.shape != (steps,):
+        raise ShapeError(
+            f"{path}: track {track} says for {there.size} of {steps} steps whether it is there; "
+            "convert the scene again."
+        )
     if not np.isfinite(poses[there]).all():
         raise ShapeError(f"{path}: a pose of track {track} is not finite; convert it again.")
     return poses
+
+
+def _there(state: dict[str, Any]) -> np.ndarray:
+    return np.asarray(state["valid"]).reshape(-1) > 0.5
 
 
 def _spread(poses: np.ndarray) -> np.ndarray:
@@ -184,7 +219,7 @@ def _tracks(path: Path, tracks: dict[str, Any], ego_id: str, steps: int) -> Trac
     for token, track in tracks.items():
         state = track["state"]
         poses = _poses(path, token, state, steps) if token != ego_id else None
-        there = np.asarray(state["valid"]).reshape(-1) > 0.5
+        there = _there(state)
         keys = np.flatnonzero(there[::KEYFRAME_STEPS]) * KEYFRAME_STEPS
         if poses is None or not len(keys):
             continue
@@ -198,6 +233,7 @@ def _tracks(path: Path, tracks: dict[str, Any], ego_id: str, steps: int) -> Trac
         tokens.append(str(token))
         categories.append(category)
         size.append(tuple(float(np.median(side[keys])) for side in sides))
+        check_size(str(path), f"track {token}", size[-1])
         z.append(size[-1][2] / 2)
         moves.append(resample(at[keys], poses[keys], at))
     return stack_tracks(tuple(tokens), categories, size, z, moves, steps)

@@ -6,6 +6,8 @@ import numpy as np
 from vla_prune_sim.drive.geometry import wrap
 from vla_prune_sim.drive.scene import STEP_S, Tracks
 
+from vla_prune.errors import ShapeError
+
 
 def speed_along(poses: np.ndarray, step_s: float = STEP_S) -> np.ndarray:
     """``[..., T]`` m/s along the heading by central differences of poses ``[..., T, 3]``."""
@@ -38,6 +40,15 @@ def resample(
         speed = np.interp(at, times, along)
     pose[:, 2] = wrap(pose[:, 2])
     return pose, speed, (at >= times[0] - 1e-3) & (at <= times[-1] + 1e-3)
+
+
+def check_size(scene: str, who: str, size: tuple[float, float, float]) -> None:
+    """Refuse a length, width or height that is no positive number: nobody could ever touch it."""
+    if not (np.isfinite(size).all() and min(size) > 0):
+        told = " x ".join(f"{side:g}" for side in size)
+        raise ShapeError(
+            f"{scene}: the size of {who} is {told} m; mend it, or leave the scene out."
+        )
 
 
 def stack_tracks(

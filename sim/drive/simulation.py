@@ -22,6 +22,8 @@ from vla_prune_sim.drive.scene import (
 from vla_prune_sim.drive.traffic import Others, Traffic
 from vla_prune_sim.drive.vehicle import Body, Limits, Tracker, move
 
+from vla_prune.errors import ShapeError
+
 PRIMED = 10  # steps of the log before a driver takes over
 OFF_ROUTE_M = 8.0
 LOOK_M, TURN_RAD = 30.0, 0.35
@@ -66,6 +68,11 @@ class Simulation:
         limits: Limits | None = None,
         envelope: Envelope | None = None,
     ) -> None:
+        if scene.steps < PRIMED + 2:
+            raise ShapeError(
+                f"{scene.name} has {scene.steps} steps of {STEP_S} s; a drive takes over after "
+                f"{PRIMED} and needs {PRIMED + 2} or more, so leave the scene out."
+            )
         self.scene, self.limits, self.envelope = scene, limits or Limits(), envelope
         self.strays: list[Stray] = []
         self.route = Polyline(scene.route)

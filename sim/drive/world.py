@@ -9,6 +9,7 @@ Knows no policy.
 from __future__ import annotations
 
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vla_prune_sim.drive.vehicle import PLAN_POINTS
 from vla_prune_sim.realtime.move import Move
 from vla_prune_sim.survey import Survey
 
-from vla_prune.errors import ConfigError, ShapeError
+from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.types import Observation
 
 NOTHING = {"score": 0.0}  # what a drive is worth that never came to its end
@@ -50,6 +51,11 @@ class DriveWorld:
         folder: str = "runs/worlds",
         **options: Any,
     ) -> None:
+        known = {*signature(DriveEnv).parameters} - {"lazy_images"}
+        for name in options:
+            if name not in known:
+                own = {*signature(DriveWorld).parameters} - {"options"}
+                raise did_you_mean("run: sim", "option", name, known | own)
         self.root = root or str(ensure_root(Path(folder), scenes, seed))
         self.options = options
 
@@ -58,7 +64,7 @@ class DriveWorld:
         """How many scenes there are; makes the synthetic root, where one is wanted."""
         root = cls(**options).root
         count, assets = count_scenes(root)
-        return Survey(count, {**options, "root": root}, root, assets)
+        return Survey(count, {**options, "root": root}, root, assets, starts=1)
 
     def open(self, suite: str, task: int) -> DriveEpisodes:
         """One scene, ready to be driven."""

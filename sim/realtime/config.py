@@ -161,6 +161,11 @@ class RealtimeConfig:
                 f"realtime: period_s {self.period_s:g}, execute {self.execute} and max_age_s "
                 f"{self.max_age_s:g}; all are above 0."
             )
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(
+                f"realtime: deadline_s is {self.deadline_s:g}; give more than 0, or leave it out "
+                "for period_s."
+            )
         if min(self.transport_s, self.actuation_s) < 0:
             raise ConfigError(
                 f"realtime: transport_s {self.transport_s:g} and actuation_s {self.actuation_s:g} "
@@ -246,8 +251,14 @@ def settings(realtime: RealtimeConfig | None, row: Any) -> list[str]:
     return list(row.settings or realtime.settings)
 
 
-def check_rows(realtime: RealtimeConfig | None, rows: Sequence[Any]) -> None:
-    """Refuse rows that real time cannot play, or that only it can."""
+def check_rows(
+    realtime: RealtimeConfig | None, rows: Sequence[Any], suites: Sequence[str]
+) -> None:
+    """Refuse rows that real time cannot play, or that only it can, and a suite without a limit."""
+    if realtime is not None and realtime.limit_s:
+        for suite in suites:
+            if suite not in realtime.limit_s:
+                raise did_you_mean("realtime: limit_s", "suite", suite, realtime.limit_s)
     for row in rows:
         if realtime is None:
             if row.controller or row.settings:

@@ -103,7 +103,7 @@ class RealtimeLoop:
         self._captured = float("-inf")
         self._paths: dict[float, np.ndarray] = {}  # stamp -> the rows as the policy gave them
         self._path: np.ndarray | None = None
-        self._overwritten = 0
+        self._lost = 0
         self._first = True
 
     @property
@@ -185,10 +185,10 @@ class RealtimeLoop:
             while self._transit and self._transit[0][0] <= self._free_at + EPS:
                 _, picture = self._transit.popleft()
                 self.slot.put(picture, picture.stamp_s)
-                if self.slot.drops.overwritten > self._overwritten:
-                    self._overwritten = self.slot.drops.overwritten
-                    self.monitor.skip()
             picture = self.slot.take(self._free_at)
+            lost = self.slot.drops.overwritten + self.slot.drops.too_old
+            self.monitor.skip(lost - self._lost)
+            self._lost = lost
             if picture is not None:
                 self._begin(picture, self._free_at)
             elif self._transit and self._transit[0][0] <= now + EPS:

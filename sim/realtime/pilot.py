@@ -69,6 +69,16 @@ class Pilot:
         return decision.rung, decision.hand_over
 
     def learn(self, rung: int, seconds: float, chunk: ActionChunk) -> None:
-        """What the call took; how far its first row goes stands for how much moves."""
+        """What the call took; how far its first row goes stands for how much moves.
+
+        A call that cut nothing, such as those that fill a recipe's history, took what the uncut
+        rung takes; without one it says nothing of the load.
+        """
         motion = float(np.linalg.norm(chunk.actions[0]))
-        self._last = Measurement(seconds, rung=rung, motion=motion)
+        buckets = self.controller.config.buckets
+        if chunk.kept or buckets[rung] == 1.0:
+            self._last = Measurement(seconds, rung=rung, motion=motion)
+        elif buckets[0] == 1.0:
+            self._last = Measurement(seconds, rung=0, motion=motion)
+        else:
+            self._last = Measurement(motion=motion)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from vla_prune_sim.play import Player, _llm_ms, _Running
+from vla_prune_sim.play import Player
 from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig
 from vla_prune_sim.realtime.latency import (
     Latency,
@@ -17,7 +17,7 @@ from vla_prune_sim.realtime.latency import (
     ProfileLatency,
     device_factor,
 )
-from vla_prune_sim.realtime.loop import RealtimeLoop, Thought
+from vla_prune_sim.realtime.loop import EPS, RealtimeLoop, Thought
 from vla_prune_sim.realtime.pilot import Pilot
 from vla_prune_sim.realtime.profiles import Rounds, checked
 from vla_prune_sim.seats import BROKEN
@@ -26,7 +26,7 @@ from vla_prune.build import build_recipe
 from vla_prune.errors import ActionError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
-from vla_prune.types import ActionChunk, Observation
+from vla_prune.types import Observation
 
 if TYPE_CHECKING:
     from vla_prune_sim.rollout import Episode, Row, RunConfig
@@ -49,7 +49,7 @@ class RealtimePlayer(Player):
         """Results as they come, row after row."""
         for (suite, row, _), group in groupby(episodes, lambda e: (e.suite, e.row, e.setting)):
             if row.driver:
-                yield from super().play(list(group))
+                yield from map(self._in_time, super().play(list(group)))
                 continue
             adapter = self._adapter(suite)
             pruners = self._pruners(row)
@@ -60,6 +60,13 @@ class RealtimePlayer(Player):
             with attach(pruners, adapter, time_stages=live) as policy:
                 for episode in group:
                     yield self._played(episode, policy)
+
+    def _in_time(self, result: dict[str, Any]) -> dict[str, Any]:
+        """A reference driver's result: what took longer than a policy may take counts nothing."""
+        limit = self.realtime.limit_s.get(result["suite"])
+        if limit is None or result["steps"] * self.seats[0].env.step_s <= limit + EPS:
+            return result
+        return {**result, "outcome": dict.fromkeys(result["outcome"], 0.0)}
 
     def _pruners(self, row: Row) -> list[Pruner]:
         """One, or one for each step of the controller's ladder."""
@@ -87,7 +94,7 @@ class RealtimePlayer(Player):
             if pilot:
                 pilot.learn(bucket, seconds, chunk)
             buckets[bucket] += 1
-            self._note(run, chunk)
+            run.note(chunk)
             return Thought(chunk, seconds, over and realtime.hand_over)
 
         first = seat.look()
@@ -106,12 +113,10 @@ class RealtimePlayer(Player):
             told["controller"] = True
             told["buckets"] = {f"{ladder[b]:g}": n for b, n in sorted(buckets.items())}
             told["handed_over"] = pilot.handed_over
-        return self._result(run) | told
-
-    def _note(self, run: _Running, chunk: ActionChunk) -> None:
-        run.llm_ms.append(_llm_ms(chunk))
-        run.kept = {site: len(index) for site, index in chunk.kept.items()}
-        run.unpruned += not run.kept
+        made = self._result(run) | told
+        if realtime.latency != "live":
+            made.pop("llm_ms", None)  # nothing was measured
+        return made
 
     def _latency(self, episode: Episode) -> Latency:
         realtime = self.realtime

@@ -70,7 +70,7 @@ def tune(
         ConfigError: the profile is of something else, no budget meets the deadline (and what
             would), or none that does reaches the bounds.
     """
-    subject = _subject(config, request)
+    subject = _subject(config, request, say)
     forecasts = _forecasts(subject, config, request)
     for said in _told(forecasts, request):
         say(said)
@@ -93,7 +93,7 @@ def tune(
     return _document(config, request, subject, forecasts, curve, dense, best, ladder, folder)
 
 
-def _subject(config: TuneConfig, request: Request) -> Subject:
+def _subject(config: TuneConfig, request: Request, say: Callable[[str], None]) -> Subject:
     import torch
 
     from vla_prune.tune.measure import ProfileConfig, subject_of
@@ -103,7 +103,8 @@ def _subject(config: TuneConfig, request: Request) -> Subject:
     torch.set_num_threads(config.threads)
     adapter = build_adapter(request.policy)
     now = subject_of(adapter, ProfileConfig(request.policy, recipe, cut_layer=config.cut_layer))
-    profile.check(now, request.other_device)
+    for said in profile.check(now, request.other_device):
+        say(said)
     profile = profile.scaled(request.factor)
     ratios = request.keep_ratios or config.keep_ratios
     ratios = [bucket.keep_ratio for bucket in profile.ladder] if ratios is None else ratios
@@ -157,7 +158,10 @@ def _halve(
         for row in found:
             if row["recipe"] == subject.recipe:
                 rows[row["keep_ratio"]] = {**row, "rung": number}
-        order = sorted(alive, key=lambda keep: (-rows[keep]["score"], keep))
+        order = sorted(
+            alive,
+            key=lambda keep: (not _in_age(rows[keep], request), -rows[keep]["score"], keep),
+        )
         if number < len(config.rungs) - 1:
             alive = sorted(order[: max(1, math.ceil(config.survive * len(order)))], reverse=True)
             say(
@@ -214,12 +218,7 @@ def _best(curve: Sequence[Mapping[str, Any]], request: Request) -> Mapping[str, 
     """Of those that played longest, the best score within the bounds; of equals the cheapest."""
     last = max(row["rung"] for row in curve)
     final = [row for row in curve if row["rung"] == last]
-    allowed = [
-        row
-        for row in final
-        if request.max_age_s is None
-        or (row["age_p99_ms"] is not None and row["age_p99_ms"] <= 1e3 * request.max_age_s)
-    ]
+    allowed = [row for row in final if _in_age(row, request)]
     if not allowed:
         youngest = min(row["age_p99_ms"] or math.inf for row in final)
         raise ConfigError(
@@ -235,6 +234,12 @@ def _best(curve: Sequence[Mapping[str, Any]], request: Request) -> Mapping[str, 
             "--period or a faster device."
         )
     return best
+
+
+def _in_age(row: Mapping[str, Any], request: Request) -> bool:
+    """Whether the age at the actuator is within the bound."""
+    age = row["age_p99_ms"]
+    return request.max_age_s is None or (age is not None and age <= 1e3 * request.max_age_s)
 
 
 def _ladder(
@@ -266,8 +271,8 @@ def _document(
     recipe_file = folder / "recipe.yaml"
     configs.save(_recipe(subject.recipe, keep, config.cut_layer), recipe_file)
     profile = subject.profile
-    expected = [
-        float(np.percentile(profile.bucket(rung).total_ms(), request.percentile)) / 1e3
+    expected = [  # by the model, as the deadline was judged
+        subject.model.predict(sum(subject.views[rung].values()), request.percentile) / 1e3
         for rung in ladder
     ]
     tuned = {

@@ -192,6 +192,77 @@ def test_halt_holds_until_the_next_chunk() -> None:
     assert played(player, (0.3,)) == [50]
 
 
+@pytest.mark.parametrize(("sent", "held"), [((0.0, 0.1, 0.2), 3), ((0.0, 0.1), 2)])
+def test_halt_goes_on_from_the_row_that_was_sent_last(sent, held: float) -> None:
+    """Position control stays where it was sent, in the middle of a row, too."""
+    player = ChunkPlayer(execute=6, hold=Hold())
+    player.offer(chunk(0.0), 0.0)
+    played(player, sent)
+    player.halt(0.25)
+    assert played(player, (0.25, 0.3, 0.9)) == [held] * 3
+    assert player.action(0.3).source == "hold"
+
+
+def test_halt_brakes_from_the_speed_that_the_machine_has() -> None:
+    rows = np.array([[0.1], [0.4], [0.4], [0.4]], np.float32)  # 1 m/s, then 4 m/s
+    player = ChunkPlayer(execute=4, hold=Brake(deceleration=10.0, size=1))
+    player.offer(ActionChunk(rows, DT, 0.0), 0.0)
+    played(player, (0.0, 0.1))
+    player.halt(0.15)
+    assert played(player, (0.15, 0.2)) == pytest.approx([0.35, 0.25])
+
+
+def test_a_row_that_was_refused_was_never_sent() -> None:
+    player = ChunkPlayer(execute=6, hold=Hold())
+    player.offer(chunk(0.0), 0.0)
+    assert played(player, (0.0, 0.1)) == [1, 2]
+    player.plan(0.1)
+    player.halt(0.1, refused=True)
+    assert played(player, (0.1, 0.2)) == [1, 1]
+    late = ChunkPlayer(execute=6, hold=Hold())
+    late.offer(chunk(0.0), 0.3)
+    assert played(late, (0.3,)) == [4]
+    late.halt(0.3, refused=True)  # nothing was sent before it
+    assert late.action(0.3).action is None
+
+
+def test_rows_that_were_never_played_are_not_held_on_to() -> None:
+    """Position control must not go to them."""
+    for stop in (ChunkPlayer.halt, ChunkPlayer.restart):
+        player = ChunkPlayer(execute=6, hold=Hold())
+        player.offer(chunk(0.0), 0.0)
+        stop(player, 0.0)
+        assert player.action(0.0).action is None
+        assert player.wants_next(0.0)
+    player = ChunkPlayer(execute=6, hold=Hold(), max_age_s=0.25)
+    player.offer(chunk(0.0), 0.0)
+    player.action(0.0)
+    assert played(player, (0.4,)) == [1]  # row 4 is too old, rows 1 to 3 were never sent
+
+
+def test_halt_drops_a_chunk_that_waits() -> None:
+    player = ChunkPlayer(execute=6, hold=ZERO)
+    player.offer(chunk(0.0), 0.0, not_before=0.2)
+    player.halt(0.1)
+    assert played(player, (0.1, 0.2, 0.3)) == [0, 0, 0]
+    assert player.wants_next(0.1)
+
+
+def test_a_chunk_that_was_replaced_before_it_was_played_makes_no_seam() -> None:
+    player = ChunkPlayer(execute=6, hold=ZERO)
+    player.offer(chunk(0.0), 0.0)
+    played(player, (0.0, 0.1))
+    player.offer(chunk(0.1, start=50.0), 0.2)
+    player.offer(chunk(0.2, start=3.5), 0.2)  # the running one says 3
+    played(player, (0.2,))
+    assert (player.switches, list(player.seam_jumps)) == (1, [0.5])
+    first = ChunkPlayer(execute=6, hold=ZERO)
+    first.offer(chunk(0.0), 0.0)
+    first.offer(chunk(0.0, start=50.0), 0.0)
+    played(first, (0.0,))
+    assert not first.seam_jumps
+
+
 def test_after_a_jump_of_the_clock_it_holds_and_takes_chunks_with_earlier_stamps() -> None:
     player = ChunkPlayer(execute=6, hold=Brake(deceleration=10.0, size=1))
     player.offer(ActionChunk(np.full((6, 1), 0.2), DT, 90.0), 90.0)  # 2 m/s

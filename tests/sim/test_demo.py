@@ -79,7 +79,9 @@ def test_driving_makes_its_world_and_drives_it(tmp_path: Path, monkeypatch: pyte
     assert names == {"dense", "dual_level", "blind", "rule_expert", "stop"}
     assert 0.0 <= found["dense"] <= 1.0
     assert 0.0 <= found["pruned"] <= 1.0
-    assert Path(found["report"]).read_text().count("<img") == 1
+    page = Path(found["report"]).read_text()
+    assert page.count("<img") == 1
+    assert f"<h1>drive ({found['assets'][0]})" in page, "a made world is called that"
     assert found["stages"]
 
 

@@ -137,6 +137,19 @@ def test_a_box_that_is_not_finite_ends_its_scene_alone(root):
     assert len(load_scene(root, "a").tracks) == 4
 
 
+@pytest.mark.parametrize("width", [float("nan"), 0.0, -1.8])
+def test_a_size_that_is_none_ends_its_scene_alone(root, width):
+    def spoil(rows):
+        for row in rows:
+            if row["instance_token"] == rows[-1]["instance_token"]:
+                row["size"][0] = width
+
+    edit(root, "sample_annotation", spoil)
+    with pytest.raises(ShapeError, match=r"^b: the size of instance \w+ is"):
+        load_scene(root, "b")
+    assert len(load_scene(root, "a").tracks) == 4
+
+
 def test_a_corrupt_picture_is_found_when_it_is_read(root):
     name = "a__CAM_FRONT__1530000001000000.jpg"
     path = root / "samples" / "CAM_FRONT" / name

@@ -88,10 +88,40 @@ def test_tasks_that_are_not_there_are_named(roots, tmp_path):
         rollout.run(run_config)
 
 
+def test_one_drive_does_not_count_twice(roots, tmp_path):
+    run_config = smoke(tmp_path, f"sim.root={roots['real']}", "suites.drive.states=0-1")
+    with pytest.raises(ConfigError, match=r"states: 0, 1 are the same episode again .* give 1 of"):
+        rollout.run(run_config)
+
+
 def test_a_plan_is_handed_over_whole(roots, tmp_path):
     run_config = smoke(tmp_path, f"sim.root={roots['scenarionet']}", "execute=1")
     with pytest.raises(ConfigError, match=r"got 1 steps of a plan; .* set execute: 6"):
         rollout.run(run_config)
+
+
+def test_an_unknown_option_is_named_before_a_world_is_made(tmp_path):
+    run_config = smoke(tmp_path, f"sim.folder={tmp_path}/worlds", "sim.agnets=log")
+    with pytest.raises(ConfigError, match="option 'agnets' is unknown; did you mean 'agents'"):
+        rollout.run(run_config)
+    assert not (tmp_path / "worlds").exists()
+
+
+def test_a_scene_that_is_too_short_ends_its_episodes_and_not_the_run(tmp_path):
+    whole = scenario()
+    for name, steps in (("long", 41), ("short", 5)):
+        for track in whole["tracks"].values():
+            state = track["state"]
+            track["state"] = {key: np.asarray(value)[:steps] for key, value in state.items()}
+        whole |= {"id": name, "length": steps}
+        whole["metadata"]["ts"] = whole["metadata"]["ts"][:steps]
+        save(tmp_path, whole, f"{name}.pkl")
+    run_config = smoke(tmp_path, f"sim.root={tmp_path}")
+    rows = [rollout.Row("dense"), rollout.Row(driver="stop")]
+    results = rollout.run(replace(run_config, rows=rows))
+    said = {r["task"]: r.get("error", "") for r in results if "driver" in r}
+    assert said[0] == ""
+    assert said[1].startswith("short has 5 steps of 0.1 s; a drive takes over after 10 and needs")
 
 
 def test_a_root_that_is_incomplete_is_refused_by_the_run(roots, tmp_path):

@@ -9,7 +9,7 @@ from shapely.geometry import Point, Polygon
 from shapely.ops import unary_union
 from vla_prune_sim.drive.geometry import Polyline, wrap
 from vla_prune_sim.drive.load import open_world
-from vla_prune_sim.drive.load_scenarionet import load_scenarionet, scene_files
+from vla_prune_sim.drive.load_scenarionet import load_pickle, load_scenarionet, scene_files
 from vla_prune_sim.drive.scene import CAMERAS
 
 from vla_prune.errors import ConfigError, MissingError, ShapeError
@@ -251,6 +251,52 @@ def test_poses_and_times_must_make_sense(tmp_path):
     whole["tracks"]["ego"]["state"]["position"] = np.zeros((3, 3))
     with pytest.raises(ShapeError, match=r"track ego has positions \(3, 3\)"):
         load_scenarionet(save(tmp_path, whole))
+
+
+def test_an_ego_that_is_not_always_there_is_refused(tmp_path):
+    whole = scenario()
+    state = whole["tracks"]["ego"]["state"]
+    state["position"][7], state["valid"][7] = np.nan, 0.0
+    with pytest.raises(ShapeError, match="the ego, track ego, is not there at step 7"):
+        load_scenarionet(save(tmp_path, whole))
+
+
+@pytest.mark.parametrize("length", [np.nan, 0.0])
+def test_a_size_that_is_none_is_refused(tmp_path, length):
+    whole = scenario()
+    whole["tracks"]["walker"]["state"]["length"][:] = length
+    with pytest.raises(ShapeError, match="the size of track walker is"):
+        load_scenarionet(save(tmp_path, whole))
+
+
+@pytest.mark.parametrize(
+    ("lost", "place"),
+    [("heading", ("tracks", "walker", "state")), ("state", ("tracks", "cone"))],
+)
+def test_what_a_track_lacks_is_named(tmp_path, lost, place):
+    whole = part = scenario()
+    for key in place:
+        part = part[key]
+    del part[lost]
+    with pytest.raises(ShapeError, match=rf"\.pkl: a track or map feature lacks '{lost}'"):
+        load_scenarionet(save(tmp_path, whole))
+
+
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_arrays_of_either_numpy_are_read(tmp_path, core):
+    """Of numpy 2's own modules numpy 1 has but some, and the reverse."""
+
+    class Array:
+        def __reduce__(self):
+            make = np.arange(3).__reduce_ex__(5)[0]  # numpy's _frombuffer
+            return make, (bytearray(np.arange(3.0).tobytes()), np.dtype("f8"), (3,), "C")
+
+    path = save(tmp_path, {})
+    data = pickle.dumps(scenario() | {"extra": Array()}, protocol=3)
+    path.write_bytes(data.replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", core))
+    whole = load_pickle(path)
+    assert whole["extra"].tolist() == [0.0, 1.0, 2.0]
+    assert whole["tracks"]["ego"]["state"]["heading"].shape == (STEPS,)
 
 
 def test_two_files_of_one_name_are_refused(folder):

@@ -166,6 +166,16 @@ def test_rows_beyond_the_age_limit_are_not_played() -> None:
     assert played(world) == [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])
+def test_a_picture_that_comes_too_old_is_a_miss(mode: str) -> None:
+    """On its way for 0.3 s, and none is thought about beyond 0.25 s."""
+    loop, starts = play(Counting(10), 0.0, transport_s=0.3, max_age_s=0.25, mode=mode)
+    assert starts == []
+    told = loop.figures()
+    assert told["misses"] == told["releases"] == loop.slot.drops.too_old > 0
+    assert told["miss_rate"] == 1.0
+
+
 def test_handed_over_with_the_first_chunk() -> None:
     world = Counting(4)
     _, starts = play(world, 0.1, handover=True, transport_s=0.1)
@@ -225,6 +235,8 @@ def test_loads_rise_and_fall() -> None:
         ({"transport_s": -0.1}, "would make the clock go backwards"),
         ({"hold": {"name": "stop"}}, "rule 'stop' is unknown"),
         ({"lead": 3}, "lead is 0 to execute"),
+        ({"deadline_s": 0.0}, "deadline_s is 0; give more than 0, or leave it out"),
+        ({"deadline_s": -0.1}, "deadline_s is -0.1"),
         ({"latency": "profile"}, "a profile goes with latency 'profile'"),
         ({"ladder": [0.5, 1.0]}, "the largest first"),
         ({"ladder": []}, "the largest first"),

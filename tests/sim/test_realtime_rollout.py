@@ -12,11 +12,15 @@ import torch
 from vla_prune_sim import rollout, table
 from vla_prune_sim.realtime import figure
 from vla_prune_sim.realtime import table as realtime_table
+from vla_prune_sim.realtime.config import RealtimeConfig, Setting
+from vla_prune_sim.realtime.pilot import Pilot
+from vla_prune_sim.realtime.profiles import rounds
 
 from vla_prune.build import build_adapter
 from vla_prune.errors import ConfigError, MissingError, ShapeError
 from vla_prune.tune.measure import ProfileConfig, subject_of
 from vla_prune.tune.profile import Bucket, Profile
+from vla_prune.types import ActionChunk
 
 from .test_rollout import POLICY
 
@@ -130,6 +134,7 @@ def test_rows_run_in_their_settings_repeat_and_resume(
     pruned = found["moving:0:5:dual_level:0.25@slow"]
     assert pruned["outcome"]["fresh"] > found["moving:0:5:dense:1@slow"]["outcome"]["fresh"]
     assert pruned["kept"] == {"decoder.2": 4}
+    assert "llm_ms" not in pruned  # nothing was measured
 
 
 def test_the_controller_goes_down_under_load_and_counts_what_it_kept(
@@ -211,6 +216,39 @@ def test_all_suites_of_a_table_are_pooled_and_have_their_own_profiles(
         rollout.run(lost)
 
 
+def test_reference_drivers_are_judged_by_the_same_time_limit(config: rollout.RunConfig) -> None:
+    """2.4 s of driving are no success where 1.5 s are given."""
+    rows = [config.rows[0], config.rows[-1]]
+    for limit, in_time in ((1.5, False), (2.4, True)):
+        realtime = replace(config.realtime, limit_s={"moving": limit})
+        given = replace(config, rows=rows, realtime=realtime)
+        driver = [e.key for e in rollout.episodes(given) if e.row.driver]
+        for result in rollout.run(given, driver):
+            assert (result["outcome"]["fresh"] > 0.0) == in_time
+
+
+def test_calls_that_cut_nothing_yet_do_not_look_like_a_load(profile: Profile) -> None:
+    """A recipe's first calls are dense: what they take says nothing of the floor."""
+    realtime = RealtimeConfig(
+        0.1, 2, "continue_chunk", latency="profile", profile="x", ladder=KEEPS
+    )
+    dense = ActionChunk(np.zeros((2, 1)), 0.1, 0.0)
+    cut = replace(dense, kept={"decoder.2": np.arange(4)})
+    for ladder, known in ((KEEPS, [1.0] * 4), (KEEPS[1:], [1.0])):
+        pilot = Pilot(replace(realtime, ladder=ladder), rounds(profile), Setting())
+        expected = pilot.controller.config.latency_s
+        for chunk, seconds in (
+            (dense, 0.105),
+            (dense, 0.105),
+            (dense, 0.105),
+            (cut, expected[-1]),
+        ):
+            pilot.choose(0.0)
+            pilot.learn(len(ladder) - 1, seconds, chunk)
+        pilot.choose(0.0)
+        assert list(pilot.state.loads) == pytest.approx(known, rel=0.01)
+
+
 def check(config: rollout.RunConfig, profile: Profile, file: Path) -> None:
     profile.save(file)
     realtime = replace(config.realtime, profile=str(file))
@@ -255,6 +293,8 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig, tmp_path: Path
     rows, realtime = config.rows, config.realtime
     with pytest.raises(ConfigError, match="setting 'slw' is unknown; did you mean 'slow'"):
         replace(config, rows=[*rows, {"recipe": "grid", "settings": ["slw"]}])
+    with pytest.raises(ConfigError, match="limit_s: suite 'moving' is unknown; did you"):
+        replace(config, realtime=replace(realtime, limit_s={"movin": 1.0}))
     with pytest.raises(ConfigError, match="which are of real time; add a section 'realtime'"):
         replace(config, realtime=None)
     with pytest.raises(ConfigError, match="control 'black' is not played in real time"):

@@ -72,6 +72,9 @@ def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
         json.loads(line)["key"] for line in kept
     ]
 
+    # What is written behind the broken line can be read again: nothing is left for a third run.
+    assert {result["key"] for result in rollout.read_lines(lines)} == set(keys)
+
     one = rollout.run(config, only=["tiny:2:6:dual_level:0.25"])
     assert outcome(one) == {one[0]["key"]: outcome(results)[one[0]["key"]]}
 
@@ -188,6 +191,24 @@ def test_what_is_no_action_ends_its_episode_alone(
     assert rows[0]["tokens"] == 16
 
 
+def test_what_dense_cannot_say_when_it_is_timed_loses_no_episode(
+    config: rollout.RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = VLAPolicy.act
+
+    def mumble(self: VLAPolicy, observations: list, *rest: object) -> list:
+        # Dense has no answer to the last look of a pruned drive.
+        if self.pruners[0].name != "dual_level":
+            raise ActionError("'left, I think' is no plan.", range(len(observations)))
+        return act(self, observations, *rest)
+
+    monkeypatch.setattr(VLAPolicy, "act", mumble)
+    results = rollout.run(replace(config, rows=config.rows[:2]))
+    pruned = [r for r in results if r["recipe"] == "dual_level"]
+    assert not any("error" in r or "time_ratio" in r for r in pruned)
+    assert table.rows(config, results)[1]["time_ratio"] is None
+
+
 def test_processes_give_what_one_process_gives(config: rollout.RunConfig, tmp_path: Path) -> None:
     alone = rollout.run(config)
     together = rollout.run(replace(config, workers=2, work=str(tmp_path / "other")))
@@ -293,6 +314,9 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
         replace(config, suites={"tiny": {"policy": "p", "tasks": "0 to 9", "states": [5]}})
     with pytest.raises(ConfigError, match="did you mean 'tiny:0:5:dense:1'"):
         rollout.run(config, only=["tiny:0:5:dens:1"])
+    twice = replace(config, rows=[{"recipe": "dense"}, {"recipe": "blind"}, {"recipe": "blind"}])
+    with pytest.raises(ConfigError, match="'tiny:0:5:blind:1' stands in the table twice"):
+        rollout.run(twice)
     with pytest.raises(ConfigError, match="world 'libro' is unknown; did you mean 'libero'"):
         rollout.run(replace(config, world="libro"))
     with pytest.raises(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from vla_prune_sim.tune.config import Request, TuneConfig, seconds
 from vla_prune import config as configs
 from vla_prune.build import build_recipe
 from vla_prune.errors import ConfigError
+from vla_prune.tune import latency
 from vla_prune.tune.controller import ControllerConfig
 from vla_prune.tune.profile import Bucket, Profile
 
@@ -71,8 +73,10 @@ def test_every_tune_config_makes_tables_of_its_policys_suite(path: Path) -> None
 class Scores:
     """Plays tables without a simulator: what each keep ratio is worth, and what was asked for."""
 
-    def __init__(self, worth: Mapping[float, float], age_ms: float = 120.0) -> None:
-        self.worth, self.age_ms = {"dense": 0.3, **worth}, age_ms
+    def __init__(
+        self, worth: Mapping[float, float], ages_ms: Mapping[float, float] | None = None
+    ) -> None:
+        self.worth, self.ages_ms = {"dense": 0.3, **worth}, ages_ms or {}
         self.asked: list[list[str]] = []
 
     def __call__(self, table: rollout.RunConfig) -> Sequence[Mapping[str, Any]]:
@@ -85,7 +89,8 @@ class Scores:
         score = self.worth["dense" if dense else episode.row.keep_ratio]
         timing = dict.fromkeys(("rate_hz", "stale_ratio", "seam_jump", "age_p50_ms"), 1.0)
         timing |= {"releases": 10, "misses": 10 if dense else 1, "longest_miss_run": 1}
-        timing |= {"age_p95_ms": self.age_ms, "age_p99_ms": self.age_ms}
+        age = 120.0 if dense else self.ages_ms.get(episode.row.keep_ratio, 120.0)
+        timing |= {"age_p95_ms": age, "age_p99_ms": age}
         place = {"suite": episode.suite, "task": episode.task, "state": episode.state}
         return {
             "key": episode.key,
@@ -164,6 +169,51 @@ def test_bounds_that_no_budget_reaches_are_told(
         tuner.tune(config, replace(request_, min_score=0.9), tmp_path, play)
     with pytest.raises(ConfigError, match="within 80 ms; the best has 120 ms"):
         tuner.tune(config, replace(request_, max_age_s=0.08), tmp_path, play)
+
+
+def test_a_budget_that_is_too_old_does_not_push_out_one_that_is_not(
+    config: TuneConfig, request_: Request, tmp_path: Path
+) -> None:
+    play = Scores({0.5: 0.7, 0.25: 0.6}, {0.5: 150.0, 0.25: 90.0})
+    found = tuner.tune(config, replace(request_, max_age_s=0.1), tmp_path, play)
+    assert found["keep_ratio"] == 0.25
+    assert tuner.tune(config, request_, tmp_path, play)["keep_ratio"] == 0.5
+
+
+def test_a_budget_that_just_meets_the_deadline_gives_a_controller_that_loads(
+    config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
+) -> None:
+    """The model calls it in time; what was measured of it is a little over the deadline."""
+    profile = Profile.load(folder / "profile.json")
+    spike = np.array([1.0, 1.0, 1.0, 1.0, 1.1])
+    buckets = [
+        replace(b, samples_ms={s: t * spike for s, t in b.samples_ms.items()})
+        if (b.recipe, b.keep_ratio) == ("dual_level", 0.25)
+        else b
+        for b in profile.buckets
+    ]
+    spiky = replace(profile, buckets=tuple(buckets))
+    spiky.save(tmp_path / "p.json")
+    period = 1e-3 * latency.fit(spiky).predict(4, 99) + 1e-6
+    assert np.percentile(spiky.bucket(0.25).total_ms(), 99) > 1e3 * period
+    near = replace(request_, profile=str(tmp_path / "p.json"), period_s=period)
+    found = tuner.tune(config, near, tmp_path, Scores({0.25: 0.5}))
+    tuned = configs.load(found["config"])
+    assert ControllerConfig(**tuned["controller"]).latency_s[0] <= period
+
+
+def test_a_profile_of_another_commit_is_told(
+    config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
+) -> None:
+    profile = Profile.load(folder / "profile.json")
+    old = replace(profile, subject=replace(profile.subject, commit="0123456789ab"))
+    old.save(tmp_path / "old.json")
+    said: list[str] = []
+    play = Scores({0.5: 0.5, 0.25: 0.5})
+    tuner.tune(
+        config, replace(request_, profile=str(tmp_path / "old.json")), tmp_path, play, said.append
+    )
+    assert "measured at commit 0123456789ab" in said[0]
 
 
 def test_a_deadline_that_no_budget_meets_says_what_would(

@@ -150,7 +150,8 @@ class ChunkPlayer:
         self.refused = self.switches = 0
         self.seam_jumps: deque[float] = deque(maxlen=KEPT)
         self._segments: list[_Segment] = []  # the running one, and maybe one that waits
-        self._last: np.ndarray | None = None
+        self._last: np.ndarray | None = None  # the row played last, and the one before that
+        self._before: np.ndarray | None = None
         self._newest = float("-inf")  # stamp
 
     def offer(self, chunk: ActionChunk, now: float, not_before: float = float("-inf")) -> Offer:
@@ -232,11 +233,19 @@ class ChunkPlayer:
         start = segment.index(now)
         return segment.rows[np.minimum(np.arange(start, start + rows), len(segment.rows) - 1)]
 
-    def halt(self, now: float) -> None:
-        """The hold rule takes over at once, as after a refused action, until the next chunk."""
+    def halt(self, now: float, refused: bool = False) -> None:
+        """The hold rule takes over at once, until the next chunk; one that waits is dropped.
+
+        It goes on from the row that was played last, in the middle of that row, too.
+
+        Args:
+            now: the time.
+            refused: the row that was last asked for was not sent: it goes on from that before it.
+        """
         segment = self._advance(now)
-        if segment is not None:
-            self._segments = [self._cut(segment, segment.index(now))]
+        if refused:
+            self._last = self._before
+        self._segments = [] if segment is None else self._cut(segment, segment.index(now))
 
     def restart(self, now: float) -> None:
         """Message time jumped to ``now``: hold from here, with an order of stamps that is new."""
@@ -245,24 +254,28 @@ class ChunkPlayer:
             return
         segment = self._segments[0]
         at = min(segment.played + 1, len(segment.rows))
-        cut = self._cut(segment, at)
-        cut.origin, cut.start, cut.stamp_s = now - at * cut.dt_s, now, float("-inf")
-        self._segments = [cut]
+        self._segments = self._cut(segment, at)
+        for cut in self._segments:
+            cut.origin, cut.start, cut.stamp_s = now - at * cut.dt_s, now, float("-inf")
 
     def reset(self) -> None:
         """Forget all but the counts, as at the beginning of an episode."""
-        self._segments, self._last, self._newest = [], None, float("-inf")
+        self._segments, self._newest = [], float("-inf")
+        self._last = self._before = None
 
     def _advance(self, now: float) -> _Segment | None:
         """The running segment, after the one that waited has taken over."""
         if len(self._segments) == 2 and now >= self._segments[1].start - _TINY:
             old = self._segments.pop(0)
-            old.before, self._segments[0].before = None, old
+            # What was replaced before any of its rows was played leaves no trace.
+            self._segments[0].before = old.before if old.played < 0 else old
+            old.before = None
         segment = self._running(now)
         if segment is None:
             return None
         if not segment.expired and now - segment.stamp_s > self.max_age_s + _TINY:
-            segment = self._segments[0] = self._cut(segment, segment.index(now))
+            self._segments[:1] = self._cut(segment, segment.index(now))
+            return self._running(now)
         return segment
 
     def _running(self, now: float) -> _Segment | None:
@@ -280,25 +293,33 @@ class ChunkPlayer:
         if segment.played < 0 and old is not None:
             self.switches += 1
             self.seam_jumps.append(float(np.abs(row - old.row(now)).max()))
+        if segment.played != index:
+            self._before = self._last
         segment.played, self._last = index, row
         return row, stamp
 
-    def _cut(self, segment: _Segment, at: int) -> _Segment:
-        """The same, but that the hold rule takes over at row ``at`` and plays nothing on."""
-        rows = self._with_hold(segment.rows, at, 0, segment.dt_s)
-        return replace(
+    def _cut(self, segment: _Segment, at: int) -> list[_Segment]:
+        """The same, but that the hold rule takes over at row ``at`` and plays nothing on.
+
+        It goes on from the row that was played last. Empty if there was none and the rule then
+        commands nothing.
+        """
+        rest = self.hold.after(self._last, segment.rows[at:], 0, segment.dt_s)
+        if rest is None:
+            return []
+        cut = replace(
             segment,
-            rows=rows,
+            rows=np.concatenate([segment.rows[:at], rest]),
             end=min(segment.end, at),
             before=None,
             played=max(segment.played, 0),
             expired=True,
         )
+        return [cut]
 
     def _with_hold(self, rows: np.ndarray, end: int, playable: int, dt_s: float) -> np.ndarray:
         """``rows[:end]`` and behind them the hold rule's."""
-        last = rows[end - 1] if end else self._last
-        rest = self.hold.after(last, rows[end:], playable, dt_s)
+        rest = self.hold.after(rows[end - 1], rows[end:], playable, dt_s)
         return rows[:end] if rest is None else np.concatenate([rows[:end], rest])
 
     def _fresh(self, chunk: ActionChunk, origin: float) -> int:

@@ -176,7 +176,7 @@ class CommandLoop:
             if limited.action is None:
                 self.health.refuses(limited.refused)
                 self._fault = limited.refused
-                self.player.halt(now)
+                self.player.halt(now, refused=True)
                 action, source = self.player.action(now).action, "hold"
                 if action is not None:
                     limited = self.limits.limit(action, previous, steady - since)
