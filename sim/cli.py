@@ -15,6 +15,7 @@ from vla_prune_sim.tune.cli import tune
 
 from vla_prune import config, report
 from vla_prune.cli import Json, Set, emit, err, out, progress
+from vla_prune.errors import did_you_mean
 
 ERRORS = 5  # of broken episodes that are told; all stand beside the results
 
@@ -45,7 +46,11 @@ def run(
     data = config.load(name, overrides, kind="run")
     config.check_keys(name, rollout.RunConfig, data)
     if recipes:
-        wanted = {item.strip() for item in recipes.split(",")} | {"dense"}
+        wanted = {item.strip() for item in recipes.split(",")}
+        there = {row.get("recipe") or row.get("driver", "") for row in data["rows"]}
+        for item in sorted(wanted - there):
+            raise did_you_mean(f"{name}: --recipes", "row", item, there)
+        wanted.add("dense")
         data["rows"] = [
             row for row in data["rows"] if (row.get("recipe") or row.get("driver")) in wanted
         ]

@@ -142,6 +142,16 @@ class RunConfig:
                     f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
                     "driver; give one of them."
                 )
+            if row.keep_ratio != 1.0 and (row.driver or row.recipe in ("dense", "blind")):
+                raise ConfigError(
+                    f"run: rows: {row.name!r} has no budget, so keep_ratio {row.keep_ratio:g} "
+                    "would only mislabel it; take it out."
+                )
+            if row.driver and row.control != "none":
+                raise ConfigError(
+                    f"run: rows: driver {row.driver!r} looks at no images or words, so control "
+                    f"{row.control!r} does nothing to it; take it out."
+                )
         if not rows or rows[0] != Row("dense", states=rows[0].states):
             raise ConfigError("run: the first row must be dense; every other is paired with it.")
         if self.realtime is not None:

@@ -54,6 +54,7 @@ def test_bench_ends_with_one_json_line(tmp_path: Path) -> None:
         (("bench", "decoder12", "--recipes", "fastw"), "did you mean 'fastv'"),
         (("bench", "decoder12", "--set", "repeets=2"), "did you mean 'repeats'"),
         (("run", "nowhere.yaml"), "no such config file"),
+        (("run", "libero_smoke", "--recipes", "bilnd"), "did you mean 'blind'"),
         (("draw", "decoder13"), "did you mean 'decoder12'"),
     ],
 )

@@ -306,6 +306,10 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
         replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
     with pytest.raises(ConfigError, match="names neither a recipe and a driver"):
         replace(config, rows=[{"recipe": "dense"}, {"keep_ratio": 0.5}])
+    with pytest.raises(ConfigError, match="'blind' has no budget"):
+        replace(config, rows=[{"recipe": "dense"}, {"recipe": "blind", "keep_ratio": 0.5}])
+    with pytest.raises(ConfigError, match="driver 'expert' looks at no images or words"):
+        replace(config, rows=[{"recipe": "dense"}, {"driver": "expert", "control": "black"}])
     with pytest.raises(ConfigError, match="'keep_rato' is unknown; did you mean 'keep_ratio'"):
         replace(config, rows=[{"recipe": "dense", "keep_rato": 0.5}])
     with pytest.raises(ConfigError, match=r"suites.tiny: field 'policy' is missing"):
