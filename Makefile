@@ -14,7 +14,7 @@ libero: $(VENV)/.libero
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[sim,nuscenes,train,viz,dds,dev]'
+	$(PIP) -e '.[sim,nuscenes,train,viz,onnx,dds,dev]'
 	touch $@
 
 # hf-libero's environment path without what its training code drags in; an extra cannot express this.

@@ -194,6 +194,39 @@ def profile(
     emit(result, as_json)
 
 
+@app.command()
+def export(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="configs/policy/*.yaml")],
+    output: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    buckets: Annotated[str, typer.Option(help="Comma-separated keep ratios.")] = "0.5,0.25,0.125",
+    weights: Annotated[
+        str, typer.Option(help="Reconstructor: a folder, a shipped name, or 'random' (untrained).")
+    ] = "",
+    k: Annotated[
+        str, typer.Option("--k", help="input, static, or auto: the faster one.")
+    ] = "auto",
+    quantise: Annotated[str, typer.Option(help="none, int8 or fp16.")] = "none",
+    frames: Annotated[int, typer.Option(help="Random frames to compare with torch on.")] = 1000,
+    provider: Annotated[str, typer.Option(help="cpu, cuda or tensorrt, to compare on.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Vision encoder, foreground reconstructor and top-k as ONNX, checked against torch."""
+    from vla_prune.build import build_adapter
+    from vla_prune.recon import export as exporting
+    from vla_prune.tune.measure import keep_ratios
+
+    settings = exporting.ExportConfig(
+        str(output), weights or None, keep_ratios(buckets), k, quantise, frames, provider, threads
+    )
+    with progress(f"export {policy}") as update:
+        result = exporting.export(settings, build_adapter(policy), update)
+    out.print(exporting.told(result), highlight=False, markup=False)
+    emit(result, as_json)
+    if quantise == "none" and result["parity"]["different"]:
+        raise typer.Exit(1)
+
+
 train = typer.Typer(help="Train what a recipe needs.", no_args_is_help=True)
 app.add_typer(train, name="train")
 

@@ -145,7 +145,7 @@ class OpenVLAAdapter:
         """
         model, clock = self.model, call.clock
         with clock.stage("prepare"):
-            images = self._images(observations)
+            images = self.images(observations)
         with clock.stage("vision"):
             encoded = model.vision_features(images)
             with clock.stage("projector"):
@@ -208,7 +208,7 @@ class OpenVLAAdapter:
             inputs.visual_slots[0], index, counts, visual, rows, not self.model.bidirectional
         )
 
-    def _images(self, observations: Seq[Observation]) -> Tensor:
+    def images(self, observations: Seq[Observation]) -> Tensor:
         """``[B, V, 3, H, W]`` in [0, 1]; images of another size are resized (bicubic)."""
         config = self.model.config
         size = config.towers[0].image_size

@@ -123,7 +123,7 @@ class OpenVLA(nn.Module):
             )
         flat = images.flatten(0, 1)  # [B * V, 3, H, W]
         features = torch.cat([tower(flat) for tower in self.towers], dim=-1)  # [B * V, n, C]
-        return features.reshape(len(images), -1, features.shape[-1])
+        return features.reshape(images.shape[0], -1, features.shape[-1])
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Visual tokens in the decoder's space: ``[B, V, 3, H, W]`` -> ``[B, V * n, D]``."""

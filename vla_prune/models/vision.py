@@ -87,7 +87,7 @@ class ViTTower(nn.Module):
         n = x.shape[1]
         if self.class_token is not None:
             before = (self.class_token, self.register_tokens)
-            x = torch.cat([*(token.expand(len(x), -1, -1) for token in before), x], dim=1)
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in before), x], dim=1)
         for block in self.blocks:
             x = block(x, None)
         return x[:, -n:]

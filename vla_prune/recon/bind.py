@@ -23,18 +23,21 @@ def bind(pruners: Sequence[Pruner], adapter: Any) -> tuple[Pruner, ...]:
     Args:
         pruners: that :meth:`Pruner.check` has accepted.
         adapter: of the model; its site ``projector`` offers ``encoded``, so it has ``encoder()``.
+            One that scores by other means has ``reconstructor(weights)`` and is asked for it.
 
     Raises:
         CheckpointError: the weights are for another encoder.
         MissingError: there are none.
     """
     loaded: dict[str | None, ForegroundScorer] = {}
+    own = getattr(adapter, "reconstructor", None)
+    load = own or (lambda weights: load_network(weights, adapter))
 
     def bound(scorer: Any) -> Any:
         if not isinstance(scorer, ForegroundScorer) or scorer.network is not None:
             return scorer
         if scorer.weights not in loaded:
-            loaded[scorer.weights] = replace(scorer, network=_network(scorer.weights, adapter))
+            loaded[scorer.weights] = replace(scorer, network=load(scorer.weights))
         return loaded[scorer.weights]
 
     made = []
@@ -44,7 +47,8 @@ def bind(pruners: Sequence[Pruner], adapter: Any) -> tuple[Pruner, ...]:
     return tuple(made)
 
 
-def _network(weights: str | None, adapter: Any) -> torch.nn.Module:
+def load_network(weights: str | None, adapter: Any) -> torch.nn.Module:
+    """The network that a recipe's ``weights`` mean for this model, on its device."""
     from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor
     from vla_prune.recon.model import ReconConfig, ReconPruner
 
