@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,6 @@ from vla_prune.build import build_adapter
 from vla_prune.cost import prefill_macs, tokens_per_layer
 
 POOLED = "pooled"
-UNITS = ("_m", "_s", "_mps")  # parts of an outcome that are no shares end so
 
 
 def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -30,12 +27,8 @@ def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, A
     lines = Path(config.results).with_suffix(".episodes.jsonl")
     lines.parent.mkdir(parents=True, exist_ok=True)
     lines.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
-    document = {
-        "command": shlex.join(["vla-prune", *sys.argv[1:]]),
-        "commit": report.commit(),
-        "machine": report.machine(),
+    document = report.provenance(config.seed) | {
         "assets": sorted({r["assets"] for r in results}),
-        "seed": config.seed,
         "rows": rows(config, results),
         "episodes_file": lines.name,
     }
@@ -72,7 +65,7 @@ def short(
     columns = dict.fromkeys(name for row in told for name in row)
     hidden = {"recipe", "driver", "control", "macs"}
     hidden |= {"suite"} if len({row["suite"] for row in rows}) == 1 else set()
-    return told, [c for c in columns if c not in hidden and not c.endswith(UNITS)]
+    return told, [c for c in columns if c not in hidden and not c.endswith(report.UNITS)]
 
 
 def _summary(

@@ -38,6 +38,7 @@ class BenchConfig:
         batch: observations per call.
         cut_layer: moves decoder cuts, for decoders of another depth.
         threads: CPU threads; 0 leaves torch's choice.
+        seed: of the first observation; the next ones of a batch count up.
     """
 
     policy: str
@@ -48,6 +49,7 @@ class BenchConfig:
     batch: int = 1
     cut_layer: int | None = None
     threads: int = 0
+    seed: int = 0
 
 
 @dataclass
@@ -71,7 +73,7 @@ def run(
     if config.threads:
         torch.set_num_threads(config.threads)
     adapter = build.build_adapter(config.policy)
-    observations = [blank_observation(adapter, seed) for seed in range(config.batch)]
+    observations = [blank_observation(adapter, config.seed + row) for row in range(config.batch)]
     variants = [_variant("dense", 1.0, config)]
     for recipe in config.recipes:
         if recipe != "dense":
@@ -84,10 +86,9 @@ def run(
             _time_call(adapter, variant, observations, keep=number >= config.warmup)
         progress((number + 1) / rounds)
     rows = [_row(adapter, variant, variants[0]) for variant in variants]
-    return {
-        "rows": rows,
-        "machine": report.machine() | {"device": str(adapter.device), "policy": adapter.name},
-    }
+    told = report.provenance(config.seed)
+    told["machine"] |= {"device": str(adapter.device), "policy": adapter.name}
+    return {"rows": rows, **told}
 
 
 def blank_observation(adapter: Adapter, seed: int) -> Observation:

@@ -87,7 +87,6 @@ def bench(
     config.check_keys(name, benching.BenchConfig, data)
     with progress(f"bench {name}") as update:
         result = benching.run(benching.BenchConfig(**data), update)
-    result["commit"] = report.commit()
     columns = [
         "recipe",
         "keep_ratio",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,16 @@ class DecoderShape:
     hidden: int
     ffn: int
     kv_ratio: float = 1.0  # key/value heads over query heads
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """From a decoder's transformers config, such as ``LlamaConfig``."""
+        return cls(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_key_value_heads / config.num_attention_heads,
+        )
 
 
 def layer_macs(n: int, shape: DecoderShape) -> float:

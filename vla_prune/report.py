@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,12 @@ def _git(folder: Path, *args: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def provenance(seed: int) -> dict[str, Any]:
+    """What every results file begins with: command, commit, machine and seed."""
+    command = shlex.join(["vla-prune", *sys.argv[1:]])
+    return {"command": command, "commit": commit(), "machine": machine(), "seed": seed}
+
+
 def machine() -> dict[str, Any]:
     """What a figure has to name."""
     import torch
@@ -128,6 +136,7 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+UNITS = ("_m", "_s", "_mps")  # parts of an outcome that are no shares end so
 # What a table of closed-loop episodes shows, in this order; other numbers of a row stand between.
 _FIRST = ("suite", "row", "kept", "episodes")
 _LAST = ("points to dense", "visual tokens", "LLM multiply-accumulates", "LLM time")
@@ -150,7 +159,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_part(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    if name in _SHOWN_OTHERWISE or name.endswith(("_m", "_s", "_mps")):  # units: no shares
+    if name in _SHOWN_OTHERWISE or name.endswith(UNITS):
         return False
     return all(isinstance(row.get(name), int | float | None) for row in rows)
 

@@ -152,10 +152,8 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
         pictures.append(panels(seen))
         if update:
             update((number + 1) / len(settings.domains))
-    document = {
+    document = report.provenance(RandomScorer().seed) | {
         "what": "foreground tokens found, within a policy call, on held-out demonstrations",
-        "commit": report.commit(),
-        "machine": report.machine(),
         "frames": settings.frames,
         "encoders": encoders,
         "rows": rows,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,12 +34,8 @@ def make(config: RunConfig, results: Sequence[Result]) -> dict[str, Any]:
     lines.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
     old = _read(file)
     kept = [row for row in old.get("rows", ()) if row["domain"] != domain]
-    run = {
-        "command": shlex.join(["vla-prune", *sys.argv[1:]]),
-        "commit": report.commit(),
-        "machine": report.machine(),
+    run = report.provenance(config.seed) | {
         "assets": sorted({r["assets"] for r in results}),
-        "seed": config.seed,
         "realtime": {k: v for k, v in config.realtime.mark().items() if v != float("inf")},
         "episodes_file": lines.name,
     }

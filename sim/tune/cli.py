@@ -59,6 +59,7 @@ def tune(
     )
     data = config.load(name or _config_of(policy), overrides, kind="tune")
     config.check_keys("tune", TuneConfig, data)
+    tuning = TuneConfig(**data)
     folder = folder or Path("runs/tune") / Path(policy).stem
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -74,8 +75,8 @@ def tune(
                 table, progress=lambda done, all_: bar.update(line, completed=done, total=all_)
             )
 
-        found = tuner.tune(TuneConfig(**data), request, folder, play, say)
-    found |= {"commit": report.commit(), "machine": report.machine()}
+        found = tuner.tune(tuning, request, folder, play, say)
+    found |= report.provenance(tuning.seed)
     (folder / "tune.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     shown = ["keep_ratio", "predicted_ms", "episodes", "score", "diff_vs_dense", "diff_ci"]
     shown += ["miss_rate", "age_p99_ms", "rate_hz", "stale_ratio"]

@@ -242,20 +242,7 @@ class OpenVLAHost:
     @torch.inference_mode()
     def reference(self, rows: Sequence[int], kept: Mapping[str, Tensor]) -> Reference:
         """Sample by sample: nothing is ever padded."""
-        outputs, hidden, maps, actions = [], [], [], []
-        for n, row in enumerate(rows):
-            alone = self._alone(row, {site: index[n : n + 1] for site, index in kept.items()})
-            at = F.one_hot(self.valid[row].nonzero()[:, 0], self.valid.shape[1]).float()
-            outputs.append(alone.output)
-            hidden.append(at.T @ alone.hidden)
-            maps.append([at.T @ one @ at for one in alone.maps])
-            actions.append([one @ at for one in alone.actions])
-        return Reference(
-            torch.cat(outputs),
-            torch.cat(hidden),
-            [torch.cat(layer) for layer in zip(*maps, strict=True)],
-            [torch.cat(layer) for layer in zip(*actions, strict=True)],
-        )
+        return _sample_by_sample(self, rows, kept)
 
     def _alone(self, row: int, kept: Mapping[str, Tensor]) -> Reference:
         """One sample, without a cache: every decode step runs the whole, longer sequence anew."""
@@ -484,20 +471,7 @@ class QwenHost:
     @torch.inference_mode()
     def reference(self, rows: Sequence[int], kept: Mapping[str, Tensor]) -> Reference:
         """Sample by sample, without padding or cache."""
-        outputs, hidden, maps, actions = [], [], [], []
-        for n, row in enumerate(rows):
-            alone = self._alone(row, {site: index[n : n + 1] for site, index in kept.items()})
-            at = F.one_hot(self.valid[row].nonzero()[:, 0], self.valid.shape[1]).float()
-            outputs.append(alone.output)
-            hidden.append(at.T @ alone.hidden)
-            maps.append([at.T @ one @ at for one in alone.maps])
-            actions.append([one @ at for one in alone.actions])
-        return Reference(
-            torch.cat(outputs),
-            torch.cat(hidden),
-            [torch.cat(layer) for layer in zip(*maps, strict=True)],
-            [torch.cat(layer) for layer in zip(*actions, strict=True)],
-        )
+        return _sample_by_sample(self, rows, kept)
 
     def _alone(self, row: int, kept: Mapping[str, Tensor]) -> Reference:
         model, decoder = self.eager, self.eager.model.language_model
@@ -674,6 +648,26 @@ def visual_places(host: Host) -> Tensor:
     start = host.start
     places = getattr(host, "places", range(start, start + host.adapter.layout.total))
     return torch.tensor(list(places))
+
+
+def _sample_by_sample(
+    host: OpenVLAHost | QwenHost, rows: Sequence[int], kept: Mapping[str, Tensor]
+) -> Reference:
+    """References of single samples, put where they stand in the padded batch."""
+    outputs, hidden, maps, actions = [], [], [], []
+    for n, row in enumerate(rows):
+        alone = host._alone(row, {site: index[n : n + 1] for site, index in kept.items()})
+        at = F.one_hot(host.valid[row].nonzero()[:, 0], host.valid.shape[1]).float()
+        outputs.append(alone.output)
+        hidden.append(at.T @ alone.hidden)
+        maps.append([at.T @ one @ at for one in alone.maps])
+        actions.append([one @ at for one in alone.actions])
+    return Reference(
+        torch.cat(outputs),
+        torch.cat(hidden),
+        [torch.cat(layer) for layer in zip(*maps, strict=True)],
+        [torch.cat(layer) for layer in zip(*actions, strict=True)],
+    )
 
 
 def _dropped(host: Host, layer: int, kept: Mapping[str, Tensor], length: int) -> Tensor:

@@ -55,12 +55,7 @@ class BareDecoderAdapter:
         self.seed = seed
         self._embeddings: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.other_tokens = 1 + text_tokens
-        self.shape = DecoderShape(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_key_value_heads / config.num_attention_heads,
-        )
+        self.shape = DecoderShape.of(config)
         self.causal = getattr(config, "is_causal", True)
         self.hooks = DecoderHooks(decoder, ("last", "prompt", "prefill"))
 

@@ -77,13 +77,7 @@ class OpenVLAAdapter:
         self.name = "OpenVLA-OFT" if model.bidirectional else "OpenVLA"
         rows, cols = model.token_grid
         self.layout = TokenLayout(tuple(ViewGrid(view, rows, cols) for view in config.views))
-        llm = model.language_model.config
-        self.shape = DecoderShape(
-            llm.num_hidden_layers,
-            llm.hidden_size,
-            llm.intermediate_size,
-            llm.num_key_value_heads / llm.num_attention_heads,
-        )
+        self.shape = DecoderShape.of(model.language_model.config)
         kinds = ("last", "prompt", "prefill") + (("action",) if model.bidirectional else ())
         self.hooks = DecoderHooks(model.language_model.model, kinds)
         example = self._words([self.example_observation(0)])[0].shape[1]

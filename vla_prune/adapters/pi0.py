@@ -143,13 +143,7 @@ class Pi0Adapter:
         self.image_size = vision.image_size
         side = vision.image_size // vision.patch_size
         self.layout = TokenLayout(tuple(ViewGrid(name, side, side) for name in self.cameras))
-        text = model.model.vlm.language_model.config
-        self.shape = DecoderShape(
-            text.num_hidden_layers,
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_key_value_heads / text.num_attention_heads,
-        )
+        self.shape = DecoderShape.of(model.model.vlm.language_model.config)
         self.prefix = DecoderHooks(model.model.vlm.language_model, ("last", "prompt", "prefill"))
         self.expert = DecoderHooks(model.model.dit, ())
         self.other_tokens = self._words([self.example_observation(0)])[0].shape[1]

@@ -140,13 +140,7 @@ class QwenVLAdapter:
         self.fitted = smart_resize(*self.image_size, factor, least, most)  # height, width
         rows, cols = (side // factor for side in self.fitted)
         self.layout = TokenLayout(tuple(ViewGrid(name, rows, cols) for name in self.cameras))
-        text = model.config.text_config
-        self.shape = DecoderShape(
-            text.num_hidden_layers,
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_key_value_heads / text.num_attention_heads,
-        )
+        self.shape = DecoderShape.of(model.config.text_config)
         self.hooks = DecoderHooks(model.model.language_model, ("last", "prompt", "prefill"))
         self.prompt = DriverPrompt(
             driver_prompt(self.cameras) if question is None else question,
