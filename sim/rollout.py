@@ -107,6 +107,7 @@ class RunConfig:
             one on a CPU and one per core (at most 16) on CUDA.
         threads: torch threads in each worker.
         sim: handed to the world, such as image size and look.
+        ablation: rows of the results also bear `variant`, their name without its folder.
         realtime: fields of `realtime.config.RealtimeConfig`; None freezes the world while the
             policy thinks.
     """
@@ -123,6 +124,7 @@ class RunConfig:
     batch: int = 0
     threads: int = 1
     sim: Mapping[str, Any] = field(default_factory=dict)
+    ablation: bool = False
     realtime: Any = None
 
     def __post_init__(self) -> None:

@@ -46,7 +46,10 @@ def rows(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     for result in results if pooled else ():
         groups[(POOLED, *_row(result))].append(result)
     macs = _Macs(config)
-    return [_summary(key[0], group, dense, macs) for key, group in groups.items()]
+    made = [_summary(key[0], group, dense, macs) for key, group in groups.items()]
+    if config.ablation:
+        made = [row | {"variant": Path(row.get("recipe") or row["driver"]).name} for row in made]
+    return made
 
 
 def short(
@@ -63,7 +66,7 @@ def short(
         control = row.get("control", "none")
         told.append({"name": name if control == "none" else f"{name}, {control}", **row})
     columns = dict.fromkeys(name for row in told for name in row)
-    hidden = {"recipe", "driver", "control", "macs"}
+    hidden = {"recipe", "driver", "control", "macs", "variant"}
     hidden |= {"suite"} if len({row["suite"] for row in rows}) == 1 else set()
     return told, [c for c in columns if c not in hidden and not c.endswith(report.UNITS)]
 

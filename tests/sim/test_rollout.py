@@ -270,6 +270,16 @@ def test_a_dense_refresh_counts_as_dense_also_at_the_end(
     assert refreshed["time_ratio"] != 1.0
 
 
+def test_an_ablation_names_its_variants_without_their_folder(config: rollout.RunConfig) -> None:
+    rows = [{"recipe": "dense"}, {"recipe": "ablation/only_semantic", "keep_ratio": 0.25}]
+    config = replace(config, rows=rows, ablation=True)
+    made = table.rows(config, rollout.run(config))
+    assert [row["variant"] for row in made] == ["dense", "only_semantic"]
+    told, columns = table.short(made)
+    assert [row["name"] for row in told] == ["dense", "ablation/only_semantic"]
+    assert "variant" not in columns
+
+
 def test_tasks_and_states_can_be_spans(config: rollout.RunConfig) -> None:
     suite = {"policy": "p", "tasks": "0,2-3", "states": 5}
     spans = replace(config, suites={"tiny": suite}, rows=[{"recipe": "dense"}])
