@@ -92,7 +92,7 @@ class Driven:
 
     def __init__(self, rng: np.random.Generator, drive: Callable[[], np.ndarray]) -> None:
         self._rng, self._drive = rng, drive
-        self._calm_until, self._calls = 0, int(rng.integers(1, 4))
+        self._calm_until, self._calls = 0, self._burst()
         self._rows: list[np.ndarray] = []
 
     def quiet(self, step: int) -> bool:
@@ -107,8 +107,13 @@ class Driven:
                 self._rows = list(self._drive())
             else:
                 self._calm_until = step + int(self._rng.integers(CHUNK, 2 * CHUNK))
-                self._calls = int(self._rng.integers(1, 4))
+                self._calls = self._burst()
         return self._rows.pop(0) if self._rows else clean
+
+    def _burst(self) -> int:
+        """Calls in a row: mostly few; now and then enough to miss a grasp and go on without."""
+        long = self._rng.random() < 0.25
+        return int(self._rng.integers(5, 12) if long else self._rng.integers(1, 4))
 
 
 class Frames:
@@ -189,9 +194,9 @@ def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tu
         # A little longer, so that the last frames have whole chunks.
         if done_at is not None and step + 1 >= done_at + CHUNK:
             break
-        if cut and done_at is None:
+        if cut and done_at is None and not drivers:
             return []
-    if done_at is None:
+    if not frames.rows or (done_at is None and not drivers):
         return []
     about = {
         "instruction": obs["instruction"],
@@ -202,7 +207,8 @@ def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tu
         "layout": layout.describe() if layout else "shipped",
         "target": target,
         "goal": goal,
-        "steps": done_at,
+        "steps": done_at or len(actions),
+        "success": done_at is not None,  # who is led astray long may run out of time
     }
     return [(_arrays(frames, actions, executed), about)]
 
@@ -316,12 +322,18 @@ def _write(demo: h5py.Group, arrays: dict[str, np.ndarray], about: dict) -> None
 
 
 def shards(
-    out: Path, suite: str, episodes: int, per_shard: int, seed: int, worker: tuple[int, int]
+    out: Path,
+    suite: str,
+    episodes: int,
+    per_shard: int,
+    seed: int,
+    worker: tuple[int, int],
+    tasks: Sequence[int] = tuple(range(10)),
 ) -> Iterator[tuple[Path, int, int]]:
     """Files still to be made by this worker: path, task, seed. Tasks take turns."""
     index = -1
-    for shard in range(-(-episodes // (10 * per_shard))):
-        for task in range(10):
+    for shard in range(-(-episodes // (len(tasks) * per_shard))):
+        for task in tasks:
             index += 1
             path = out / suite / f"task_{task:02d}_shard_{shard:04d}.hdf5"
             if index % worker[1] == worker[0] and not path.exists():
@@ -333,7 +345,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=sorted(GOALS), required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/demos"))
-    parser.add_argument("--episodes", type=int, default=500, help="of all ten tasks together")
+    parser.add_argument("--episodes", type=int, default=500, help="of all tasks together")
+    parser.add_argument("--tasks", type=int, nargs="+", default=range(10))
     parser.add_argument("--per-shard", type=int, default=4)
     parser.add_argument("--glances", action="store_true", help="starts of ways, many layouts")
     parser.add_argument("--policy", help="configs/policy/*.yaml: it drives in bursts (DAgger)")
@@ -389,7 +402,8 @@ def _driver(
 
 def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
     start, made, seen = time.time(), 0, 0
-    todo = shards(args.out, args.suite, args.episodes, args.per_shard, args.seed, worker)
+    part = args.episodes, args.per_shard, args.seed, worker, tuple(args.tasks)
+    todo = shards(args.out, args.suite, *part)
     make = glances if args.glances else partial(record, drivers=_drivers(args))
     for path, task, seed in todo:
         count, frames = write_shard(path, args.suite, task, args.per_shard, seed, make)

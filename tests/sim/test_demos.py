@@ -136,6 +136,8 @@ def test_workers_share_the_files_and_skip_finished_ones(tmp_path):
     every = left((0, 1))
     assert len(every) == len(set(every)) == 20
     assert sorted(left((0, 2)) + left((1, 2))) == sorted(every)
+    some = [task for _, task, _ in demos.shards(tmp_path, "s", 24, 4, 0, (0, 1), (1, 5))]
+    assert some == [1, 5, 1, 5, 1, 5]
     seeds = [seed for _, _, seed in demos.shards(tmp_path, "s", 80, 4, 1, (0, 1))]
     assert len(set(seeds)) == 20
     (tmp_path / "s").mkdir()
@@ -181,13 +183,14 @@ def test_a_policy_drives_in_bursts_and_the_expert_in_between():
         return np.full((4, 7), 0.5, np.float32)
 
     driven, clean = demos.Driven(np.random.default_rng(0), drive), np.zeros(7, np.float32)
-    steps = [(bool(driven(step, clean, False).any()), driven.quiet(step)) for step in range(300)]
+    steps = [(bool(driven(step, clean, False).any()), driven.quiet(step)) for step in range(900)]
     by_policy = np.array([policy for policy, _ in steps])
     assert 0 <= 4 * len(looks) - by_policy.sum() < 4
     assert by_policy[0]
     for step, (_, quiet) in enumerate(steps):
         assert not quiet or not by_policy[step : step + 8].any()
-    assert 0.2 < np.mean([quiet for _, quiet in steps[:280]]) < 0.5
+    assert 0.15 < np.mean([quiet for _, quiet in steps]) < 0.5
     runs = np.diff(np.flatnonzero(np.diff(by_policy.astype(int))))
     assert runs[0::2].min() >= 8  # calm
-    assert runs[1::2].max() <= 12  # at most three looks
+    assert np.median(runs[1::2]) <= 12  # mostly at most three looks
+    assert 12 < runs[1::2].max() <= 44  # now and then enough to miss a grasp and go on without
