@@ -9,8 +9,10 @@ undisturbed, so ``actions[frame_index[f]:frame_index[f] + 8]`` is a true chunk. 
 
     python -m vla_prune_sim.train.demos --suite libero_object --out runs/demos --episodes 500
 
-With ``--glances`` an episode is only the start of the way to one thing after the other, each time
-with another instruction: words and things are learned from many layouts instead of many steps.
+With ``--policy`` that policy drives, and each of its looks comes with the expert's chunk from
+there (DAgger), under ``chunks``. With ``--glances`` an episode is only the start of the way to one
+thing after the other, each time with another instruction: words and things are learned from many
+layouts instead of many steps.
 """
 
 from __future__ import annotations
@@ -79,43 +81,6 @@ class Disturbance:
         self._push = np.concatenate([way / np.linalg.norm(way) * rng.uniform(0.5, 1.0), turn])
 
 
-class Driven:
-    """Bursts in which a policy drives, so that the way back from its own mistakes is seen.
-
-    The states are DAgger's (Ross, Gordon, Bagnell 2011, arXiv 1011.0686), the labels what the
-    expert does in the calm steps behind each burst.
-
-    Args:
-        rng: of lengths.
-        drive: the rows that the policy would execute now, ``[n, 7]``.
-    """
-
-    def __init__(self, rng: np.random.Generator, drive: Callable[[], np.ndarray]) -> None:
-        self._rng, self._drive = rng, drive
-        self._calm_until, self._calls = 0, self._burst()
-        self._rows: list[np.ndarray] = []
-
-    def quiet(self, step: int) -> bool:
-        """Whether the eight steps from `step` on are the expert's."""
-        return step + CHUNK <= self._calm_until
-
-    def __call__(self, step: int, clean: np.ndarray, near: bool) -> np.ndarray:
-        """The action to execute instead of `clean`, ``[7]``."""
-        if step >= self._calm_until and not self._rows:
-            if self._calls:
-                self._calls -= 1
-                self._rows = list(self._drive())
-            else:
-                self._calm_until = step + int(self._rng.integers(CHUNK, 2 * CHUNK))
-                self._calls = self._burst()
-        return self._rows.pop(0) if self._rows else clean
-
-    def _burst(self) -> int:
-        """Calls in a row: mostly few; now and then enough to miss a grasp and go on without."""
-        long = self._rng.random() < 0.25
-        return int(self._rng.integers(5, 12) if long else self._rng.integers(1, 4))
-
-
 class Frames:
     """Pictures and labels of the sampled steps of one episode."""
 
@@ -153,35 +118,25 @@ class Frames:
             self.rows.setdefault(key, []).append(value)
 
 
-def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tuple[dict, dict]]:
+def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
     """One episode: arrays and attributes, or nothing when the layout or the expert failed.
 
     Args:
         env: one task.
         seed: of everything.
-        drivers: policies of which one drives in bursts; without any there are pushes instead.
     """
     rng = np.random.default_rng(seed)
-    init = int(rng.integers(TRAIN_STATES))
-    layout = RandomLayout(seed) if rng.random() < 0.75 else None
-    obs, _ = env.reset(seed=seed, options={"init": init, "layout": layout})
-    if layout is not None and not layout.intact(env):
+    begun = _begin(env, seed, rng)
+    if begun is None:
         return []
-    scene, goal = env.scene(), GOALS[env.suite]
-    target = env.goal[0][1]
-    expert = Expert(scene, target, goal)
-    if drivers:
-        drive = drivers[int(rng.integers(len(drivers)))](env, obs["instruction"])
-        disturb = Driven(rng, drive)
-    else:
-        most = int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2]))
-        disturb = Disturbance(rng, most)
-    frames = Frames(env, target, goal)
+    expert, frames, about = begun
+    most = int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2]))
+    disturb = Disturbance(rng, most)
     actions, executed, due = [], [], 0
     done_at = None
     for step in range(env.max_steps):
         clean = expert.act().astype(np.float32)
-        near = _near(expert, scene, target, goal)
+        near = _near(expert)
         action = disturb(step, clean, near).astype(np.float32)
         if done_at is None and step >= due and disturb.quiet(step):
             frames.take(step, expert.holding)
@@ -194,10 +149,76 @@ def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tu
         # A little longer, so that the last frames have whole chunks.
         if done_at is not None and step + 1 >= done_at + CHUNK:
             break
-        if cut and done_at is None and not drivers:
+        if cut and done_at is None:
             return []
-    if not frames.rows or (done_at is None and not drivers):
+    if done_at is None:
         return []
+    return [(_arrays(frames, actions, executed), about | {"steps": done_at, "success": True})]
+
+
+def dagger(env: LiberoEnv, seed: int, drivers: Sequence[Driver]) -> list[tuple[dict, dict]]:
+    """One episode that a policy drives, with what the expert would do at each of its looks.
+
+    The states are the policy's own, as in DAgger (Ross, Gordon, Bagnell 2011, arXiv 1011.0686,
+    with the expert in control of every fourth look). A chunk is had by letting the expert go on
+    from there and putting the world back.
+
+    Args:
+        env: one task.
+        seed: of everything.
+        drivers: policies, of which one drives.
+    """
+    rng = np.random.default_rng(seed)
+    begun = _begin(env, seed, rng)
+    if begun is None:
+        return []
+    expert, frames, about = begun
+    drive = drivers[int(rng.integers(len(drivers)))](env, about["instruction"])
+    actions, executed, chunks = [], [], []
+    success = cut = False
+    while not (success or cut):
+        frames.take(len(actions), expert.holding)
+        chunks.append(ahead(env, expert))
+        rows = chunks[-1] if rng.random() < 0.25 else drive()
+        for row in rows[:EXECUTED]:
+            actions.append(expert.act().astype(np.float32))
+            executed.append(row.astype(np.float32))
+            _, _, success, cut, _ = env.step(row)
+            if success or cut:
+                break
+    arrays = {key: np.stack(rows) for key, rows in frames.rows.items()}
+    arrays |= {"chunks": np.stack(chunks), "actions": np.stack(actions)}
+    about |= {"steps": len(actions), "success": success}
+    return [(arrays | {"executed": np.stack(executed)}, about)]
+
+
+def ahead(env: LiberoEnv, expert: Expert) -> np.ndarray:
+    """What the expert would do in the next steps, ``[CHUNK, 7]``; the world stays as it is."""
+    sim, gripper = env._inner.sim, env._inner.robots[0].gripper
+    state, command, memory = sim.get_state(), gripper.current_action.copy(), dict(vars(expert))
+    steps, clock = env._steps, (env._inner.timestep, env._inner.cur_time)
+    chunk = []
+    for _ in range(CHUNK):
+        chunk.append(expert.act().astype(np.float32))
+        env.step(chunk[-1])
+    sim.set_state(state)
+    sim.forward()
+    gripper.current_action = command
+    vars(expert).update(memory)
+    env._steps, (env._inner.timestep, env._inner.cur_time) = steps, clock
+    return np.stack(chunk)
+
+
+def _begin(
+    env: LiberoEnv, seed: int, rng: np.random.Generator
+) -> tuple[Expert, Frames, dict[str, Any]] | None:
+    """A started episode: its expert, its frames, its attributes; None where a layout fell."""
+    init = int(rng.integers(TRAIN_STATES))
+    layout = RandomLayout(seed) if rng.random() < 0.75 else None
+    obs, _ = env.reset(seed=seed, options={"init": init, "layout": layout})
+    if layout is not None and not layout.intact(env):
+        return None
+    target, goal = env.goal[0][1], GOALS[env.suite]
     about = {
         "instruction": obs["instruction"],
         "suite": env.suite,
@@ -207,10 +228,8 @@ def record(env: LiberoEnv, seed: int, drivers: Sequence[Driver] = ()) -> list[tu
         "layout": layout.describe() if layout else "shipped",
         "target": target,
         "goal": goal,
-        "steps": done_at or len(actions),
-        "success": done_at is not None,  # who is led astray long may run out of time
     }
-    return [(_arrays(frames, actions, executed), about)]
+    return Expert(env.scene(), target, goal), Frames(env, target, goal), about
 
 
 def glances(env: LiberoEnv, seed: int, targets: int = 4) -> list[tuple[dict, dict]]:
@@ -257,9 +276,11 @@ def _arrays(frames: Frames, actions: list, executed: list) -> dict[str, np.ndarr
     return arrays | {"actions": np.stack(actions), "executed": np.stack(executed)}
 
 
-def _near(expert: Expert, scene, target: str, goal: str) -> bool:
+def _near(expert: Expert) -> bool:
+    scene = expert.scene
     if expert.holding:
-        return bool(np.linalg.norm((scene.position(target) - scene.position(goal))[:2]) < 0.06)
+        apart = scene.position(expert.target) - scene.position(expert.goal)
+        return bool(np.linalg.norm(apart[:2]) < 0.06)
     return bool(np.linalg.norm(scene.hand - expert.grasp()[0]) < 0.06)
 
 
@@ -349,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=range(10))
     parser.add_argument("--per-shard", type=int, default=4)
     parser.add_argument("--glances", action="store_true", help="starts of ways, many layouts")
-    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives in bursts (DAgger)")
+    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives (DAgger)")
     parser.add_argument(
         "--recipes", nargs="+", default=["dense"], help="NAME or NAME:KEEP; one an episode"
     )
@@ -368,8 +389,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def _drivers(args: argparse.Namespace) -> list[Driver]:
     """One for each recipe, all on one model, which is attached anew for every look."""
-    if not args.policy:
-        return []
     from vla_prune.build import build_adapter, build_recipe
 
     adapter = build_adapter(args.policy)
@@ -404,7 +423,9 @@ def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
     start, made, seen = time.time(), 0, 0
     part = args.episodes, args.per_shard, args.seed, worker, tuple(args.tasks)
     todo = shards(args.out, args.suite, *part)
-    make = glances if args.glances else partial(record, drivers=_drivers(args))
+    make = glances if args.glances else record
+    if args.policy:
+        make = partial(dagger, drivers=_drivers(args))
     for path, task, seed in todo:
         count, frames = write_shard(path, args.suite, task, args.per_shard, seed, make)
         made, seen = made + count, seen + frames
