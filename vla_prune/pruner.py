@@ -128,13 +128,23 @@ class Pruner:
                     f"recipe {self.name!r}: {model} has no site {cut.site!r}; "
                     f"it has {_short(offers)}."
                 )
-            for need in sorted(cut.needs - offers[cut.site]):
-                raise UnsupportedError(
-                    f"recipe {self.name!r}: a scorer needs {need!r}, but site {cut.site!r} of "
-                    f"{model} offers {', '.join(sorted(offers[cut.site])) or 'tokens alone'}; "
-                    "use another site or scorer."
-                )
+            for need in sorted(cut.needs):
+                self._check_need(need, cut.site, offers[cut.site], model)
             cut.budget.keep(layout)
+
+    def _check_need(self, need: str, site: str, offers: frozenset[str], model: str) -> None:
+        kind, _, layer = need.partition("@")
+        if kind not in offers:
+            raise UnsupportedError(
+                f"recipe {self.name!r}: a scorer needs {need!r}, but site {site!r} of "
+                f"{model} offers {', '.join(sorted(offers)) or 'tokens alone'}; "
+                "use another site or scorer."
+            )
+        if layer and int(layer) >= int(site.removeprefix("decoder.")):
+            raise UnsupportedError(
+                f"recipe {self.name!r}: a scorer reads attention at layer {layer}, which runs "
+                f"behind the cut at {site!r}; read an earlier layer, or cut later."
+            )
 
     def warming_up(self, state: PolicyState) -> bool:
         """Whether this state's next call runs dense: its history is too short, or is refreshed."""

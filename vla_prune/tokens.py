@@ -65,6 +65,11 @@ class Rows:
     count: Tensor | float
     expected: Tensor
 
+    def take(self, columns: Tensor) -> Rows:
+        """What the tokens at ``columns`` ``[B, K]`` alone received."""
+        expected = self.expected.expand_as(self.total).gather(1, columns)
+        return Rows(self.total.gather(1, columns), self.count, expected)
+
 
 @dataclass(frozen=True)
 class History:
@@ -90,7 +95,8 @@ class TokenView:
         index: ``[B, N]`` their grid indices, ascending.
         layout: the grids that ``index`` counts over.
         counts: present tokens of each view; columns are ordered by view. None where rows differ.
-        attention: row kind -> :class:`Rows`; only the kinds that were asked for.
+        attention: row kind, with ``@LAYER`` where that was asked -> :class:`Rows`; only what was
+            asked for.
         history: action attention of earlier steps, if the recipe keeps any.
         tick: ``[B]`` policy calls made before this one with each state.
         encoded: ``[B, N, E]`` the same tokens as they left the vision encoder, before any
@@ -128,14 +134,7 @@ class TokenView:
     def take(self, columns: Tensor) -> TokenView:
         """The tokens at ``columns`` ``[B, K]`` alone."""
         pick = lambda x: x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))  # noqa: E731
-        attention = {
-            kind: Rows(
-                rows.total.gather(1, columns),
-                rows.count,
-                rows.expected.expand_as(rows.total).gather(1, columns),
-            )
-            for kind, rows in self.attention.items()
-        }
+        attention = {kind: rows.take(columns) for kind, rows in self.attention.items()}
         history = self.history
         if history is not None:
             past = columns[:, None].expand(-1, history.values.shape[1], -1)

@@ -74,6 +74,25 @@ def test_rows_are_those_of_eager_attention(host: Host, kind: str, earlier, close
 
 
 @pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
+@pytest.mark.parametrize(("kind", "layer"), [("prompt", 0), ("prompt", 1), ("last", 0)])
+def test_rows_can_be_those_of_an_earlier_layer(host: Host, kind: str, layer: int, earlier, close):
+    """Read before a cut that stands in between, shown at the tokens that it left."""
+    view, reference = shown(host, f"{kind}@{layer}", earlier)
+    maps = reference.maps[layer].mean(1)
+    chosen = literal_rows(host, [0, 1], kind, view.index)
+    assert view.attention.keys() == {f"{kind}@{layer}"}
+    same_rows(host, view.attention[f"{kind}@{layer}"], view, maps, chosen, close)
+
+
+def test_two_layers_can_be_read_for_one_cut(host: Host):
+    scorer = Recorder(frozenset({"attention:last", "attention:last@0", "attention:last@2"}))
+    call(host, Pruner((Cut("decoder.3", (scorer,), TopKSelector(), ConstantBudget(0.2)),)), [0, 1])
+    seen = scorer.views[0].attention
+    assert torch.equal(seen["last"].total, seen["last@2"].total)
+    assert not torch.equal(seen["last"].total, seen["last@0"].total)
+
+
+@pytest.mark.parametrize("earlier", EARLIER.values(), ids=EARLIER)
 @pytest.mark.parametrize("name", ["oft two views padded", "pocket"])
 def test_action_slots_can_be_asked_for(made, name: str, earlier, close):
     """Parallel decoding alone has its action rows in the prefill: before a slot, or in it."""

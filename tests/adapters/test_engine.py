@@ -259,6 +259,12 @@ def test_a_need_that_the_site_cannot_give(host: Host, site: str, rows: str):
         refused(host, pruner)
 
 
+def test_a_layer_that_runs_behind_the_cut(host: Host):
+    pruner = Pruner((cut("decoder.2", 0.5, SemanticScorer("last", layer=2)),))
+    with pytest.raises(UnsupportedError, match=r"at layer 2, which runs behind the cut at 'decod"):
+        refused(host, pruner)
+
+
 def test_more_tokens_than_there_are(host: Host):
     pruner = Pruner((Cut("projector", (NormScorer(),), TopKSelector(), TokensBudget(17)),))
     with pytest.raises(ConfigError, match=r"17 tokens are asked of view 'front', which has 1[26]"):

@@ -289,3 +289,13 @@ def test_tokens_that_no_row_can_see_score_nothing():
 def test_semantic_refuses_unknown_rows():
     with pytest.raises(ConfigError, match="rows 'first' is unknown; known: last, prompt, prefill"):
         SemanticScorer("first")
+    with pytest.raises(ConfigError, match="layer -1 is none; layers count from 0"):
+        SemanticScorer("last", layer=-1)
+
+
+def test_semantic_reads_the_layer_that_it_names():
+    near, early = (Rows(torch.tensor([[a, 1.0]]), 1.0, torch.ones(1, 2)) for a in (2.0, 0.5))
+    view = replace(sample(example(), 0), attention={"last": near, "last@0": early})
+    assert SemanticScorer(layer=0).needs == {"attention:last@0"}
+    assert SemanticScorer(layer=0).score(view).tolist() == [[0.5, 1.0]]
+    assert SemanticScorer().score(view).tolist() == [[2.0, 1.0]]

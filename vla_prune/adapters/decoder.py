@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vla_prune.errors import UnsupportedError
 from vla_prune.ops import gather_tokens, received_attention
-from vla_prune.pruner import PruneCall, Site
+from vla_prune.pruner import Cut, PruneCall, Site
 from vla_prune.tokens import Rows, TokenLayout, TokenView
 
 _PREFIX = "vla_prune_"
@@ -156,6 +156,7 @@ class DecoderRun:
         self.step_rows = step_rows or RowSet(slice(0, 1))
         self.passes = 0
         self.attention: dict[str, Rows] = {}
+        self.reads = _reads(call.cuts)
         self.keep: Tensor | None = (
             None  # [B, S'] places of the prefill that are left at this layer
         )
@@ -181,16 +182,13 @@ class DecoderRun:
         return hidden
 
     def wanted(self, layer: int) -> Mapping[str, RowSet]:
-        """Row kinds whose attention the next layer's cut or the history reads at this layer."""
+        """Row kinds whose attention a later cut or the history reads at this layer."""
         if self.passes > 1:
             return {"action": self.step_rows} if layer == self.action_layer else {}
-        cut = self.call.cuts.get(f"decoder.{layer + 1}")
-        kinds = (
-            {n.split(":", 1)[1] for n in cut.needs if n.startswith("attention:")} if cut else set()
-        )
+        kinds = set(self.reads.get(layer, ()))
         if layer == self.action_layer and "action" in self.sequence.rows:
             kinds.add("action")
-        return {kind: self.sequence.rows[kind] for kind in kinds}
+        return {kind: self.sequence.rows[kind.partition("@")[0]] for kind in kinds}
 
     def observe(
         self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float
@@ -255,7 +253,8 @@ class DecoderRun:
             tick=self.call.tick,
         )
         columns, counts = self.call.cut(site, view)
-        self.attention = {}
+        later = {kind: rows for kind, rows in self.attention.items() if "@" in kind}
+        self.attention = later
         if columns is None:
             return hidden
         with self.call.clock.stage("selection"):
@@ -268,6 +267,7 @@ class DecoderRun:
             self.sequence = sequence.after(columns, counts, keep)
             self.keep = keep if self.keep is None else self.keep.gather(1, keep)
             self.kept_from[layer] = self.keep
+            self.attention = {kind: rows.take(columns) for kind, rows in later.items()}
             self._fitted = None
             return gather_tokens(hidden, keep)
 
@@ -303,6 +303,18 @@ class DecoderRun:
         mask = mask.expand(keep.shape[0], -1, -1, -1)
         columns = columns[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
         kwargs["attention_mask"] = mask.gather(3, columns)
+
+
+def _reads(cuts: Mapping[str, Cut]) -> dict[int, set[str]]:
+    """Layer -> row kinds that decoder cuts read there, ``ROWS`` or ``ROWS@LAYER``."""
+    reads: dict[int, set[str]] = {}
+    for site, cut in cuts.items():
+        for need in cut.needs:
+            name, _, kind = need.partition(":")
+            if name == "attention":
+                layer = kind.partition("@")[2] or int(site.removeprefix("decoder.")) - 1
+                reads.setdefault(int(layer), set()).add(kind)
+    return reads
 
 
 class DecoderHooks:

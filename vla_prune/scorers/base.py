@@ -17,7 +17,8 @@ class Scorer(Protocol):
         """What it reads beyond tokens, features and indices.
 
         ``history`` or ``attention:ROWS`` with rows ``last``, ``prompt``, ``prefill`` or
-        ``action``. A site that cannot give it refuses when the recipe is attached.
+        ``action``, read one layer before the cut; ``attention:ROWS@LAYER`` is read at that layer.
+        A site that cannot give it refuses when the recipe is attached.
         """
         ...
 
