@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from vla_prune.budgets import ConstantBudget
-from vla_prune.errors import ShapeError
+from vla_prune.build import build_adapter
+from vla_prune.errors import ConfigError, ShapeError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import ACTION, ActionHistory, Cut, Pruner
 from vla_prune.scorers import ActionHistoryScorer, NormScorer, RandomScorer, SemanticScorer
@@ -20,6 +22,9 @@ from vla_prune.tokens import TokenView
 from vla_prune.types import ActionChunk, PolicyState
 
 from .adapters.hosts import Broken, Pi0Host, Raising
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @cache
@@ -319,3 +324,32 @@ def test_the_first_call_has_no_history_to_mislead_it(host):
             chunk = policy.act_one(host.observations[0], policy.new_state())
             kept.append(chunk.kept["decoder.3"])
     assert np.array_equal(*kept)
+
+
+@pytest.mark.parametrize(("named", "cut", "read"), [(0, 2, 0), (None, 2, 1), (2, 2, 1), (3, 2, 1)])
+def test_the_policy_names_the_layer_that_a_recipe_leaves_to_it(host, named, cut, read):
+    """Where it names none, or one that runs behind the cut, the layer before the cut is read."""
+
+    def kept(layer: int | str | None) -> np.ndarray:
+        pruner = one_cut(SemanticScorer("prompt", layer=layer), f"decoder.{cut}")
+        with attach(pruner, host.adapter) as policy:
+            return policy.act_one(host.observations[0], policy.new_state()).kept[f"decoder.{cut}"]
+
+    host.adapter.prompt_layer = named
+    try:
+        asked = kept("policy")
+    finally:
+        host.adapter.prompt_layer = None
+    assert np.array_equal(asked, kept(read))
+    assert not np.array_equal(kept(0), kept(1))
+
+
+def test_a_policy_config_names_its_prompt_layer(tmp_path):
+    text = f"extends: {CONFIGS / 'policy' / 'decoder12.yaml'}\nprompt_layer: {{}}\n"
+    path = tmp_path / "policy.yaml"
+    path.write_text(text.format(1))
+    assert build_adapter(str(path)).prompt_layer == 1
+    for wrong in (-1, "first"):
+        path.write_text(text.format(wrong))
+        with pytest.raises(ConfigError, match=f"prompt_layer {wrong!r} is no decoder layer"):
+            build_adapter(str(path))

@@ -110,13 +110,24 @@ def make(where: str, kind: str, classes: Mapping[str, type], item: Any) -> Any:
 
 
 def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
-    """A model family from a policy config: ``{adapter: NAME, its arguments}``."""
+    """A model family from a policy config: ``{adapter: NAME, its arguments}``.
+
+    ``prompt_layer`` may stand in any: the decoder layer whose prompt rows look at what the prompt
+    names, for recipes that ask for the policy's.
+    """
     data = config.load(name, overrides, kind="policy")
     kind = data.pop("adapter", None)
     if kind not in ADAPTERS:
         raise did_you_mean(str(name), "adapter", str(kind), ADAPTERS)
     data.pop("name", None)
-    return import_object(ADAPTERS[kind])(data)
+    layer = data.pop("prompt_layer", None)
+    if layer is not None and not (isinstance(layer, int) and layer >= 0):
+        raise ConfigError(
+            f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; give a number from 0 on."
+        )
+    adapter = import_object(ADAPTERS[kind])(data)
+    adapter.prompt_layer = layer
+    return adapter
 
 
 def import_object(path: str) -> Any:

@@ -26,8 +26,10 @@ import torch
 from vla_prune.adapters.base import Adapter
 from vla_prune.clock import StageClock
 from vla_prune.errors import ActionError, ConfigError, ShapeError, UnsupportedError
-from vla_prune.pruner import Pruner
+from vla_prune.pruner import Cut, Pruner
 from vla_prune.recon.bind import bind
+from vla_prune.scorers import SemanticScorer
+from vla_prune.scorers.base import Scorer
 from vla_prune.types import ActionChunk, Observation, PolicyState
 
 _ATTACHED = "_vla_prune_recipe"  # marks an adapter that carries a pruner
@@ -158,6 +160,7 @@ def attach(
             f"{adapter.name} already carries the recipe {carried!r}; "
             "leave its 'with attach(...)' first."
         )
+    policy.pruners = tuple(_of_policy(each, adapter) for each in policy.pruners)
     for each in policy.pruners:
         each.check(adapter.name, adapter.sites(), adapter.layout)
     policy.pruners = bind(policy.pruners, adapter)
@@ -166,6 +169,23 @@ def attach(
         stack.callback(delattr, adapter, _ATTACHED)
         adapter.attach(stack)
         yield policy
+
+
+def _of_policy(pruner: Pruner, adapter: Adapter) -> Pruner:
+    """The recipe with the layer that only the policy's config knows, where it is not cut off."""
+    layer = getattr(adapter, "prompt_layer", None)
+
+    def settled(scorer: Scorer, cut: Cut) -> Scorer:
+        if not isinstance(scorer, SemanticScorer):
+            return scorer
+        reached = layer is not None and cut.site not in {f"decoder.{k}" for k in range(layer + 1)}
+        return scorer.of_policy(layer if reached else None)
+
+    cuts = tuple(
+        replace(cut, scorers=tuple(settled(scorer, cut) for scorer in cut.scorers))
+        for cut in pruner.cuts
+    )
+    return replace(pruner, cuts=cuts)
 
 
 def _check_buckets(pruners: Sequence[Pruner]) -> None:

@@ -289,7 +289,7 @@ def test_tokens_that_no_row_can_see_score_nothing():
 def test_semantic_refuses_unknown_rows():
     with pytest.raises(ConfigError, match="rows 'first' is unknown; known: last, prompt, prefill"):
         SemanticScorer("first")
-    with pytest.raises(ConfigError, match="layer -1 is none; layers count from 0"):
+    with pytest.raises(ConfigError, match="layer -1 is none; give a number from 0 on"):
         SemanticScorer("last", layer=-1)
 
 

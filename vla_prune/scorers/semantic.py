@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
 from vla_prune.errors import ConfigError
 from vla_prune.tokens import TokenView
 
+POLICY = "policy"
 ROWS = ("last", "prompt", "prefill", "action")
 
 
@@ -26,19 +28,20 @@ class SemanticScorer:
     token leaves 5:1; ``debias`` divides by what the token would receive if every row looked alike
     at all that it can see, which leaves nothing. It changes no order on bidirectional hosts.
 
-    Both papers read the layer right before the cut. Once the rows have found what they look for,
-    they need not look there again: in pocket-libero_object the prompt's rows keep 8 of
-    10 of the named thing's tokens at layer 0 and 1 of 10 at layer 1 (README, Measured).
+    Both papers read the layer right before the cut. Which layer's prompt rows look at what the
+    prompt names differs between policies, and the others may look everywhere else; a policy's
+    config can say which it is (``prompt_layer``, found by `vla_prune_sim.train.look`).
 
     Attributes:
         rows: which query rows.
-        layer: decoder layer that is read, counted from 0; None for the one before the cut.
+        layer: decoder layer that is read, counted from 0; ``policy`` for the one that the policy's
+            config names; None, also where it names none, for the one before the cut.
         debias: in units of an even look instead of the mean over all rows.
     """
 
     rows: str = "last"
     debias: bool = False
-    layer: int | None = None
+    layer: int | Literal["policy"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown row kinds and layers that no decoder has."""
@@ -46,10 +49,12 @@ class SemanticScorer:
             raise ConfigError(
                 f"semantic: rows {self.rows!r} is unknown; known: {', '.join(ROWS)}."
             )
-        if self.layer is not None and self.layer < 0:
+        if self.layer not in (None, POLICY) and not (
+            isinstance(self.layer, int) and self.layer >= 0
+        ):
             raise ConfigError(
-                f"semantic: layer {self.layer} is none; layers count from 0, and leaving it out "
-                "reads the one before the cut."
+                f"semantic: layer {self.layer!r} is none; give a number from 0 on, {POLICY!r}, or "
+                "nothing for the one before the cut."
             )
 
     @property
@@ -61,6 +66,10 @@ class SemanticScorer:
     def needs(self) -> frozenset[str]:
         """The attention of its rows."""
         return frozenset({f"attention:{self.kind}"})
+
+    def of_policy(self, layer: int | None) -> SemanticScorer:
+        """The same, with ``policy`` replaced by the layer that a policy's config names."""
+        return replace(self, layer=layer) if self.layer == POLICY else self
 
     def score(self, view: TokenView) -> Tensor:
         """``[B, N]`` mean probability; with ``debias`` its ratio to an even look."""
