@@ -4,7 +4,7 @@ Answers what ``prompt_layer`` of a policy config should be: the layer whose best
 visual tokens holds most of those that show the target. Policies differ in it; a recipe that reads
 another layer may keep everything but the target. Knows no simulator::
 
-    python -m vla_prune_sim.train.look --policy pocket_libero_object --demos runs/demos/libero_object
+    python -m vla_prune_sim.train.look --policy pocket_libero_object --demos runs/demos
 """
 
 from __future__ import annotations

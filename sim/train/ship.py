@@ -87,13 +87,14 @@ def add_success(text: str, results: Path, suite: str) -> str:
 
 
 def _dropout(settings: Mapping[str, Any]) -> str:
-    shares = " or ".join(f"{share:g}" for share in sorted(set(settings["keep"])))
+    shares = ", ".join(f"{share:g}" for share in sorted(set(settings["keep"])))
     spared = settings.get("spare")
     but = f", patches that show {' or '.join(spared)} spared" if spared else ""
-    tail = f"all in the last {settings['dense_tail']:.0%} of the steps"
+    tail = settings["dense_tail"]
+    end = f", all in the last {tail:.0%} of the steps" if tail else ""
     places = [f"layer {layer}" if layer else "the decoder" for layer in settings["drop_layer"]]
     where = " or ".join(places)
-    return f"random {shares} of the visual tokens pass {where} while training{but}, {tail}"
+    return f"a random share ({shares}) of the visual tokens pass {where} while training{but}{end}"
 
 
 def _curve(curve: list[Mapping[str, float]]) -> str:

@@ -11,8 +11,9 @@ import torch
 h5py = pytest.importorskip("h5py")
 
 from safetensors import safe_open  # noqa: E402
-from vla_prune_sim.train import bc, ship  # noqa: E402
+from vla_prune_sim.train import bc, look, ship  # noqa: E402
 
+from vla_prune.build import build_adapter  # noqa: E402
 from vla_prune.models.openvla import OpenVLA  # noqa: E402
 
 CLASSES = ["background", "road", "vehicle"]
@@ -134,6 +135,31 @@ def test_dropout_in_front_of_a_layer_changes_that_layer_and_later_ones_only(
 def test_a_class_that_does_not_exist_is_named(demos, tmp_path) -> None:
     with pytest.raises(SystemExit, match="no patch class lorry; these demonstrations know back"):
         trainer(demos, tmp_path, 4, "--spare", "lorry")
+
+
+def test_a_look_says_how_much_of_a_class_is_among_the_best_tokens(demos, tmp_path) -> None:
+    trainer(demos, tmp_path, 2).run()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"adapter: openvla\nweights: {tmp_path / 'policy'}\ndevice: cpu\n")
+    adapter, frames, index = build_adapter(str(policy)), look.FrameSet(demos), np.arange(2)
+    for layer in (0, 2):
+        share = look.recall(adapter, frames, index, layer, "vehicle", 0.25)
+        assert 0.1 < share < 0.4  # untrained, and a third of the patches are vehicles
+        assert look.recall(adapter, frames, index, layer, "vehicle", 1.0) == 1.0
+    state, chunk, labels, offsets = frames.rows[0]
+    frames.rows[0] = state, chunk, np.full_like(labels, CLASSES.index("vehicle")), offsets
+    frames.rows[1] = state, chunk, np.zeros_like(labels), offsets  # shows none: does not count
+    assert look.recall(adapter, frames, index, 0, "vehicle", 0.25) == 0.25
+
+
+def test_the_card_says_how_tokens_were_dropped(demos, tmp_path) -> None:
+    made = trainer(demos, tmp_path / "run", 2, "--keep", "0.5", "1", "--dense-tail", "0")
+    made.run()
+    ship.ship(tmp_path / "run", tmp_path / "shipped", "drive", "made-up drives")
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    assert (
+        "| a random share (0.5, 1) of the visual tokens pass the decoder while training |" in card
+    )
 
 
 def test_the_card_says_what_was_measured_last(tmp_path) -> None:
