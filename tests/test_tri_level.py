@@ -65,7 +65,10 @@ def test_three_signals_two_cuts():
     early, late = build_recipe("tri_level").cuts
     assert (early.site, late.site) == ("projector", "decoder.3")
     assert early.scorers == (ForegroundScorer(), ActionHistoryScorer(form="observed"))
-    assert late.scorers == (SemanticScorer("prompt", debias=True), ActionHistoryScorer())
+    assert late.scorers == (
+        SemanticScorer("prompt", debias=True, layer="policy"),
+        ActionHistoryScorer(),
+    )
     for cut in (early, late):
         assert isinstance(cut.budget, SharedBudget)
         assert min(cut.floors.coverage, cut.floors.exploration, cut.budget.floor) > 0.0

@@ -140,7 +140,7 @@ class Pruner:
                 f"{model} offers {', '.join(sorted(offers)) or 'tokens alone'}; "
                 "use another site or scorer."
             )
-        if layer and int(layer) >= int(site.removeprefix("decoder.")):
+        if layer.isdigit() and int(layer) >= int(site.removeprefix("decoder.")):
             raise UnsupportedError(
                 f"recipe {self.name!r}: a scorer reads attention at layer {layer}, which runs "
                 f"behind the cut at {site!r}; read an earlier layer, or cut later."

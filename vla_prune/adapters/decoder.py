@@ -312,8 +312,10 @@ def _reads(cuts: Mapping[str, Cut]) -> dict[int, set[str]]:
         for need in cut.needs:
             name, _, kind = need.partition(":")
             if name == "attention":
-                layer = kind.partition("@")[2] or int(site.removeprefix("decoder.")) - 1
-                reads.setdefault(int(layer), set()).add(kind)
+                layer = int(site.removeprefix("decoder.")) - 1
+                if (named := kind.partition("@")[2]).isdigit():
+                    layer = int(named)
+                reads.setdefault(layer, set()).add(kind)
     return reads
 
 
