@@ -23,7 +23,6 @@ from vla_prune.types import ActionChunk, PolicyState
 
 from .adapters.hosts import Broken, Pi0Host, Raising
 
-
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 

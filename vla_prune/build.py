@@ -123,7 +123,8 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
     layer = data.pop("prompt_layer", None)
     if layer is not None and not (isinstance(layer, int) and layer >= 0):
         raise ConfigError(
-            f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; give a number from 0 on."
+            f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; "
+            "give a number from 0 on."
         )
     adapter = import_object(ADAPTERS[kind])(data)
     adapter.prompt_layer = layer
