@@ -70,6 +70,19 @@ def test_no_action_is_older_than_the_limit_and_the_hold_comes_within_a_period() 
     assert loop.health.state == "running"
 
 
+def test_after_a_halt_the_same_episode_goes_on_with_its_next_chunk() -> None:
+    loop, clock = ready(limits={})
+    loop.put_chunk(chunk(clock.now(), RAMP))
+    before = run(loop, clock, 2)[-1]
+    loop.halt("the node was deactivated.")
+    held = run(loop, clock, 2)
+    assert [m.source for m in held] == ["hold", "hold"]
+    np.testing.assert_allclose(held[-1].action, before.action)
+    assert "deactivated" in loop.health.reason
+    assert loop.put_chunk(chunk(clock.now(), RAMP, tick=1)) == ""
+    assert run(loop, clock, 1)[0].source == "chunk"
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_chunk_that_is_not_finite_is_refused_and_the_machine_holds(bad: float) -> None:
     loop, clock = ready(limits={})

@@ -1,6 +1,8 @@
 """Images to arrays and back: every byte right, no element touched one by one."""
 
 import io
+import subprocess
+import sys
 from array import array
 
 import numpy as np
@@ -13,6 +15,8 @@ from vla_prune_ros import wire
 from vla_prune_ros.convert import CHANNELS, byte_array, decode, image_fields, picture, to_rgb
 
 from vla_prune.errors import ShapeError
+
+from .conftest import WORKSPACE
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 TO_RGB = {
@@ -125,3 +129,35 @@ def test_arrays_that_do_not_fit_an_encoding_are_refused() -> None:
         image_fields(np.zeros((4, 4, 4), np.uint8), 0.0)
     with pytest.raises(ShapeError, match="float64"):
         image_fields(np.zeros((4, 4, 3)), 0.0)
+
+
+FAULTS = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+from vla_prune_ros.convert import byte_array
+from vla_prune_ros.memory import keep_memory
+keep = keep_memory() if {keep} else True
+pixels, held = np.zeros((480, 640, 3), np.uint8), None
+for _ in range(5):
+    held = byte_array(pixels), pixels.tobytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    held = byte_array(pixels), pixels.tobytes()
+print(keep, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_pictures_reuse_the_memory_of_those_before() -> None:
+    def faults(keep: bool) -> int:
+        code = FAULTS.format(folder=str(WORKSPACE / "vla_prune_ros"), keep=keep)
+        told = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        kept, count = told.stdout.split()
+        if kept == "False":
+            pytest.skip("this libc has no mallopt")
+        return int(count)
+
+    assert faults(keep=True) < 50 * 5  # a picture has 225 pages
+    assert faults(keep=False) > 50 * 100

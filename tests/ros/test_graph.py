@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from vla_prune_ros.contract import Contract
 from vla_prune_ros.graph import Endpoint, Finding, Graph, Meter, Traffic, absolute, judge, stamp_of
 from vla_prune_ros.qos import OUT, SENSOR_IN, Qos, conflict
 
+from vla_prune.cli import main as vla_prune_main
 from vla_prune.errors import ConfigError, MissingError
 
 from .scene import IMAGE, JOINTS, contract, contract_data
@@ -239,6 +241,20 @@ def test_the_command_tells_and_exits_by_what_it_found(
     assert levels([Finding(**f) for f in document["findings"]]) == {"ok"}
     assert document["traffic"][FRONT]["hz"] == 30.0
     assert invoke(monkeypatch, without(good(), FRONT), str(path)).exit_code == 1
+
+
+def test_the_exit_code_reaches_the_shell(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(contract_data()))
+    for graph, code in ((good(), None), (without(good(), FRONT), 1)):
+        invoke(monkeypatch, graph, str(path))
+        monkeypatch.setattr(sys, "argv", ["vla-prune", "ros", "check", str(path)])
+        try:
+            vla_prune_main()
+            ended = None
+        except SystemExit as exit_:
+            ended = exit_.code
+        assert ended == code
 
 
 def test_without_a_way_to_read_the_graph_it_says_what_is_missing(

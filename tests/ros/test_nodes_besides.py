@@ -12,7 +12,7 @@ pytest.importorskip("rosbags")
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 from vla_prune_ros import assemble, params, wire
-from vla_prune_ros.bring_up import bring_up
+from vla_prune_ros.bring_up import TRANSITIONS, bring_up
 from vla_prune_ros.convert import to_rgb
 from vla_prune_ros.overlay import Overlay
 from vla_prune_ros.replay import Recording, Replay
@@ -203,37 +203,94 @@ def test_a_command_that_is_nan_moves_nothing() -> None:
 
 
 class Slow:
-    """A life-cycle node that needs some seconds for each transition, and may lose its replies."""
+    """A life-cycle node that needs some seconds for each transition, and may lose messages."""
 
-    def __init__(self, name: str, needs_s: float = 0.0, mute: bool = False, dead: bool = False):
-        self.name, self.needs_s, self.mute, self.dead = name, needs_s, mute, dead
-        self.label = "unconfigured"
+    def __init__(
+        self,
+        name: str,
+        clock: ManualClock,
+        needs_s: float = 0.0,
+        mute: bool = False,
+        dead: bool = False,
+        lost: int = 0,
+    ):
+        self.name, self.clock, self.needs_s, self.mute, self.dead = (
+            name,
+            clock,
+            needs_s,
+            mute,
+            dead,
+        )
+        self.lost, self.label, self.asked = lost, "unconfigured", 0
+        self.ready_s, self.next = 0.0, ""
 
     def change(self, transition: str, timeout_s: float) -> bool | None:
-        if self.dead or self.needs_s > timeout_s:
+        if self.dead or self.lost > 0:
+            self.lost -= 1
+            self.clock.advance(timeout_s)
             return None
-        self.label = {"configure": "inactive", "activate": "active"}[transition]
-        return None if self.mute else True
+        if self.settle() != TRANSITIONS[transition][0]:
+            return False
+        self.asked += 1
+        self.ready_s = self.clock.steady() + self.needs_s
+        _, self.label, self.next = TRANSITIONS[transition]
+        if self.mute or self.needs_s > timeout_s:
+            self.clock.advance(timeout_s)
+            return None
+        self.clock.advance(self.needs_s)
+        return True
+
+    def settle(self) -> str:
+        if self.next and self.clock.steady() >= self.ready_s - 1e-9:
+            self.label, self.next = self.next, ""
+        return self.label
 
     def state(self, timeout_s: float) -> str | None:
-        return None if self.dead else self.label
+        if self.dead:
+            self.clock.advance(timeout_s)
+            return None
+        return self.settle()
 
 
-def test_all_become_active_in_order() -> None:
+class Waits(ManualClock):
+    """A clock that a bring-up may wait on."""
+
+    def wait(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def now(self) -> float:
+        return self.steady()
+
+
+def test_all_become_active_in_order_though_replies_get_lost() -> None:
     said: list[str] = []
-    assert bring_up([Slow("a"), Slow("b", mute=True)], 10.0, said.append) == ""
+    clock = Waits(START_S)
+    peers = [Slow("a", clock), Slow("b", clock, needs_s=9.0, mute=True)]
+    assert bring_up(peers, 10.0, said.append, clock) == ""
     assert said == ["a is inactive.", "b is inactive.", "a is active.", "b is active."]
+    assert [peer.asked for peer in peers] == [2, 2]
+
+
+def test_a_request_that_went_to_a_dead_process_is_sent_again() -> None:
+    clock = Waits(START_S)
+    peer = Slow("policy_node", clock, needs_s=20.0, lost=2)
+    assert bring_up([peer], 60.0, clock=clock) == ""
+    assert peer.asked == 2  # once for each transition
 
 
 @pytest.mark.parametrize(
-    ("peer", "message"),
+    ("options", "message"),
     [
-        (Slow("b", dead=True), "b did not answer 'configure' within 10 s and tells no state"),
-        (Slow("b", needs_s=60.0), "b did not finish 'configure' within 10 s and is still unconf"),
+        ({"dead": True}, "b did not answer 'configure' within 10 s and tells no state"),
+        ({"needs_s": 60.0}, "b did not finish 'configure' within 10 s and is still configuring"),
     ],
 )
-def test_who_hangs_is_said(peer: Slow, message: str) -> None:
-    assert message in bring_up([Slow("a"), peer], 10.0)
+def test_who_hangs_is_said(options: dict, message: str) -> None:
+    clock = Waits(START_S)
+    begun = clock.now()
+    failed = bring_up([Slow("a", clock), Slow("b", clock, **options)], 10.0, clock=clock)
+    assert message in failed
+    assert clock.now() - begun <= 20.0
 
 
 def test_a_refusal_is_not_taken_for_a_hang() -> None:
@@ -241,7 +298,9 @@ def test_a_refusal_is_not_taken_for_a_hang() -> None:
         def change(self, transition: str, timeout_s: float) -> bool:
             return False
 
-    assert "a refused 'configure' and is unconfigured" in bring_up([Refuses("a")], 10.0)
+    clock = Waits(START_S)
+    failed = bring_up([Refuses("a", clock)], 10.0, clock=clock)
+    assert "a refused 'configure' and is unconfigured" in failed
 
 
 # Assembly
@@ -292,6 +351,20 @@ def test_parameters_become_a_warm_policy_and_a_command_loop(tmp_path: Path) -> N
     made = commander.tick()
     assert made.source == "chunk"
     assert set(made.messages) == {"plan"}
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("divprune", 0), ("fastv", 1)])
+def test_a_pruner_that_saves_no_bytes_says_so(
+    recipe: str, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = parameters(tmp_path, recipe=recipe)
+    with ExitStack() as stack:
+        model = assemble.open_model(values | {"recipe": "divprune"}, stack)
+        if told:  # as if cut in the decoder alone, for which the tiny one is too short
+            monkeypatch.setattr(assemble, "PROJECTOR", "elsewhere")
+        loop = assemble.pruner_loop(values, ManualClock(START_S), model)
+    notes = [note for note in loop.health.notes if "nothing at the projector" in note]
+    assert len(notes) == told
 
 
 @pytest.mark.parametrize(

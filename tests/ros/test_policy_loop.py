@@ -33,6 +33,22 @@ def test_fresh_frames_become_a_chunk_with_the_oldest_stamp() -> None:
         assert loop.turn() is None  # the same frames are not acted on twice
 
 
+@pytest.mark.parametrize("nanosec", [1, 123_456_789, 999_999_999])
+def test_a_chunk_carries_the_very_stamp_of_its_picture(nanosec: int) -> None:
+    today = 1_763_000_000  # where a float resolves no more than 0.2 us
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        clock.advance(today + nanosec / 1e9 - clock.now())
+        assert loop.turn() is None  # the clock jumped
+        frame = image(0.0)
+        frame.header.stamp.sec, frame.header.stamp.nanosec = today, nanosec
+        for camera in ("image", "wrist"):
+            loop.senses.put_image(camera, frame)
+        robot.sense(skip=("image", "wrist"))
+        made = wire.make(CHUNK, loop.turn())
+    for stamp in (made.header.stamp, made.cameras[0].stamp):
+        assert (stamp.sec, stamp.nanosec) == (today, nanosec)
+
+
 def test_no_frame_older_than_the_limit_is_ever_acted_on() -> None:
     rng = np.random.default_rng(3)
     acted = 0

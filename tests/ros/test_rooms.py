@@ -10,7 +10,7 @@ from .conftest import WORKSPACE
 
 NODES = {
     "pruner_node", "policy_node", "command_node", "overlay_node", "replay_node", "fused", "node",
-    "bring_up_node", "graph_ros", "sim_bridge",
+    "bring_up_node", "graph_ros", "sim_bridge", "measure", "measure_nodes",
 }  # fmt: skip
 FILES = sorted(
     path

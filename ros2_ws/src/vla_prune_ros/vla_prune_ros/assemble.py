@@ -15,7 +15,7 @@ from vla_prune.runtime.clock import Clock
 from vla_prune_ros.command_loop import CommandLoop
 from vla_prune_ros.contract import Contract, load_contract
 from vla_prune_ros.policy_loop import Buckets, PolicyLoop, Senses
-from vla_prune_ros.split import Side, check_split, hashes_of
+from vla_prune_ros.split import PROJECTOR, Side, check_split, hashes_of
 from vla_prune_ros.status import Health
 from vla_prune_ros.token_loop import PrunerLoop, TokenPolicyLoop
 from vla_prune_ros.tokens import Grid
@@ -118,7 +118,13 @@ def pruner_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Pruner
     )
     senses = Senses(contract, clock, Health("pruner_node"), params["instruction"])
     buckets = Buckets(model.keep, params["keep_ratio"])
-    return PrunerLoop(senses, _side(model), buckets, params["max_rate_hz"])
+    side = _side(model)
+    if not any(cut.site == PROJECTOR for pruner in side.pruners for cut in pruner.cuts):
+        senses.health.notes.append(
+            f"recipe {params['recipe']!r} cuts nothing at the projector, so all visual tokens go "
+            "over the wire; take one that does, such as tri_level or divprune."
+        )
+    return PrunerLoop(senses, side, buckets, params["max_rate_hz"])
 
 
 def token_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> TokenPolicyLoop:

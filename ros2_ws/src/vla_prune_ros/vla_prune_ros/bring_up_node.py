@@ -41,7 +41,10 @@ class RosPeer:
         rclpy.spin_until_future_complete(
             self._node, future, timeout_sec=max(0.1, end - time.monotonic())
         )
-        return future.result() if future.done() else None
+        if future.done():
+            return future.result()
+        client.remove_pending_request(future)
+        return None
 
 
 def main(args: list[str] | None = None) -> None:

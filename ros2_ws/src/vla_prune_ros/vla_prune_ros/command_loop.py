@@ -104,6 +104,11 @@ class CommandLoop:
             self._episode = ""
             self._halt("a reset was asked for.")
 
+    def halt(self, reason: str) -> None:
+        """Hold until the next chunk; the episode goes on."""
+        with self.lock:
+            self._halt(reason)
+
     def set_limit_scale(self, scale: float) -> None:
         """Allow this share of the contract's rates."""
         rate = self.contract.limits.rate

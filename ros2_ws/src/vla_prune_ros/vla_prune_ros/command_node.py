@@ -38,7 +38,7 @@ class CommandNode(ManagedNode):
 
     def deactivate(self) -> None:
         """A last hold: the tick after a halt plays nothing of the chunk."""
-        self.loop.reset()
+        self.loop.halt("the command node was deactivated.")
         self.tick()
 
     def changed(self, name: str, value: Any) -> None:

@@ -38,8 +38,7 @@ class PolicyNode(ManagedNode):
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
         contract = self.loop.contract if self.split else self.loop.senses.contract
-        self.wake = self.create_guard_condition(self.turn, callback_group=self.work)
-        self._ends.append((self.destroy_guard_condition, self.wake))
+        self.wake = self.waker(self.turn)
         self.chunks = self.speak("vla_prune_msgs/msg/ActionChunk", "action_chunk")
         if self.split or values["publish_scores"]:
             self.scores = self.speak("vla_prune_msgs/msg/TokenScores", "token_scores")
@@ -72,7 +71,7 @@ class PolicyNode(ManagedNode):
     def on_tokens(self, message: Any) -> None:
         """A pruner's tokens."""
         self.loop.put_tokens(message)
-        self.wake.trigger()
+        self.wake()
 
     def turn(self) -> None:
         """Act, if there is something to act on."""
@@ -103,7 +102,7 @@ def listen_to_contract(node: ManagedNode, contract: Contract, senses: Any, wake:
 
     def on_image(camera: str, message: Any) -> None:
         if senses.put_image(camera, message):
-            wake.trigger()
+            wake()
 
     for source in contract.cameras:
         node.listen(source.type, source.topic, source.qos, partial(on_image, source.camera))

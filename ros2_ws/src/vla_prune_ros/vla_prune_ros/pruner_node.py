@@ -27,8 +27,7 @@ class PrunerNode(ManagedNode):
 
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
-        self.wake = self.create_guard_condition(self.turn, callback_group=self.work)
-        self._ends.append((self.destroy_guard_condition, self.wake))
+        self.wake = self.waker(self.turn)
         self.tokens = self.speak("vla_prune_msgs/msg/VisualTokens", "visual_tokens")
         kind = "vla_prune_msgs/msg/TokenScores"
         # In the group of the work: the history changes between calls, never within one.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rosidl_runtime_py.utilities import get_message
-
-from vla_prune_ros.node import ManagedNode, profile, run
+from vla_prune_ros.node import ManagedNode, run
 from vla_prune_ros.qos import LATCHED, OUT
 from vla_prune_ros.replay import Recording, Replay
 from vla_prune_ros.stamps import time_fields
@@ -32,9 +30,7 @@ class ReplayNode(ManagedNode):
         self.raw = {}
         for topic, kind in self.topics.items():
             qos = LATCHED if kind == "std_msgs/msg/String" else OUT  # a task is read late, too
-            made = self.create_publisher(get_message(kind), topic, profile(qos))
-            self._ends.append((self.destroy_publisher, made))
-            self.raw[topic] = made
+            self.raw[topic] = self.speak(kind, topic, qos)
         clock = values["publish_clock"] and "/clock" not in self.topics
         self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock") if clock else None
         self.begun = self.clock.steady()
@@ -45,7 +41,7 @@ class ReplayNode(ManagedNode):
         for recorded in self.replay.due(self.clock.steady() - self.begun):
             if self.time is not None:
                 self.time({"clock": time_fields(recorded.time_s)})
-            self.raw[recorded.topic].publish(bytes(recorded.data))
+            self.raw[recorded.topic](bytes(recorded.data))
             self.health.rate.count(self.clock.steady())
             self.health.runs()
         if self.replay.over:

@@ -7,9 +7,29 @@ from typing import Any
 BILLION = 1_000_000_000
 
 
-def seconds(stamp: Any) -> float:
+class Stamp(float):
+    """Seconds that know their nanoseconds; a float of today's date resolves no more than 0.2 us.
+
+    So what goes out carries the very stamp of the picture that came in, and readers that match
+    stamps find it.
+    """
+
+    __slots__ = ("nanoseconds",)
+
+    def __new__(cls, nanoseconds_: int) -> Stamp:
+        """From whole nanoseconds."""
+        made = super().__new__(cls, nanoseconds_ / BILLION)
+        made.nanoseconds = nanoseconds_
+        return made
+
+    def __getnewargs__(self) -> tuple[int]:
+        """For copies."""
+        return (self.nanoseconds,)
+
+
+def seconds(stamp: Any) -> Stamp:
     """A ``builtin_interfaces/Time`` (any object with ``sec`` and ``nanosec``) as seconds."""
-    return stamp.sec + stamp.nanosec / BILLION
+    return Stamp(nanoseconds(stamp))
 
 
 def nanoseconds(stamp: Any) -> int:
@@ -19,7 +39,8 @@ def nanoseconds(stamp: Any) -> int:
 
 def time_fields(seconds_: float) -> dict[str, int]:
     """Seconds as the fields of ``builtin_interfaces/Time`` or ``Duration``."""
-    sec, nanosec = divmod(round(seconds_ * BILLION), BILLION)
+    exact = isinstance(seconds_, Stamp)
+    sec, nanosec = divmod(seconds_.nanoseconds if exact else round(seconds_ * BILLION), BILLION)
     return {"sec": int(sec), "nanosec": int(nanosec)}
 
 

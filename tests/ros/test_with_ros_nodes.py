@@ -1,0 +1,126 @@
+"""Every node as a process on a real graph: life cycle, parameters, signals. ``pytest -m ros``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is missing: source a ROS 2 installation")
+pytest.importorskip("vla_prune_msgs", reason="vla_prune_msgs is missing: build and source ros2_ws")
+
+from rosbags.rosbag2 import StoragePlugin
+
+from .live import CHUNK, STATUS, live, model, until
+from .test_nodes_besides import record
+
+pytestmark = pytest.mark.ros
+
+BELT = {
+    "world": "tests.ros.test_nodes_besides:Belt", "suite": "belt", "contract": "vehicle",
+}  # fmt: skip
+NODES = {
+    "policy_node": model(),
+    "pruner_node": model(),
+    "command_node": {"contract": "arm"},
+    "overlay_node": {"contract": "arm"},
+    "replay_node": {"loop": True},
+    "sim_bridge": BELT,
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_goes_through_all_states_twice_and_ends_cleanly(name: str, tmp_path: Path) -> None:
+    parameters = dict(NODES[name])
+    if name == "replay_node":
+        record(tmp_path / "bag", StoragePlugin.SQLITE3)
+        parameters["bag"] = str(tmp_path / "bag")
+    with live() as (robot, start):
+        process = start(name, **parameters)
+        heard = robot.hear(STATUS, f"{name}/status")
+        assert robot.state(name) == "unconfigured"
+        for _ in range(2):
+            for transition, state in (
+                ("configure", "inactive"),
+                ("activate", "active"),
+                ("deactivate", "inactive"),
+                ("activate", "active"),
+                ("deactivate", "inactive"),
+                ("cleanup", "unconfigured"),
+            ):
+                heard.clear()
+                assert robot.change(name, transition), transition
+                assert robot.state(name) == state
+                if state == "active":
+                    assert until(lambda: heard, "a status")[-1][1].node == name
+        robot.bring_up(name)
+        assert robot.change(name, "shutdown")
+        assert robot.state(name) == "finalized"
+        assert process.kill(signal.SIGTERM) == 0
+
+
+def test_a_configure_that_fails_says_why_and_can_be_mended() -> None:
+    with live() as (robot, start):
+        process = start("overlay_node", contract="arm", camera="rear")
+        assert not robot.change("overlay_node", "configure")
+        assert robot.state("overlay_node") == "unconfigured"
+        assert "'rear' is unknown" in process.log()
+        assert robot.set("overlay_node", "camera", "wrist").successful
+        robot.bring_up("overlay_node")
+        refused = robot.set("overlay_node", "camera", "agentview")
+        assert not refused.successful
+        assert "clean the node up first" in refused.reason
+
+
+def test_a_parameter_set_while_a_node_configures_is_refused_and_harms_nothing() -> None:
+    with live() as (robot, start):
+        process = start("policy_node", **model(warmup_calls=50))
+        done: list[bool] = []
+        asks = threading.Thread(
+            target=lambda: done.append(robot.change("policy_node", "configure"))
+        )
+        asks.start()
+        until(lambda: robot.state("policy_node") == "configuring", "configuring")
+        told = robot.set("policy_node", "keep_ratio", 1.0)
+        assert not told.successful
+        assert "configuring; try again" in told.reason
+        asks.join()
+        assert done == [True]
+        assert robot.set("policy_node", "keep_ratio", 1.0).successful
+        assert process.process.poll() is None
+
+
+def test_a_node_can_be_deactivated_at_any_moment_of_its_work() -> None:
+    with live() as (robot, start):
+        process = start("policy_node", **model())
+        chunks = robot.hear(CHUNK, "action_chunk")
+        assert robot.change("policy_node", "configure")
+        robot.start()
+        for pause in (0.0, 0.003, 0.007, 0.011, 0.017, 0.023, 0.029):
+            assert robot.change("policy_node", "activate")
+            chunks.clear()
+            until(lambda: chunks, "a chunk")
+            time.sleep(pause)
+            assert robot.change("policy_node", "deactivate")
+            assert robot.state("policy_node") == "inactive"
+        chunks.clear()
+        time.sleep(0.3)
+        assert chunks == []
+        assert process.process.poll() is None
+        assert "Traceback" not in process.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_in_the_middle_of_the_work_end_it_cleanly(number: signal.Signals) -> None:
+    with live() as (robot, start):
+        process = start("fused", **model())
+        robot.hear(STATUS, "command_node/status")
+        robot.start()
+        robot.bring_up("policy_node", "command_node", "overlay_node")
+        until(lambda: robot.state_of("command_node") == "running", "commands")
+        process.process.send_signal(number)
+        assert process.kill(number) == 0  # a launched node gets it twice
+        assert "Traceback" not in process.log()
