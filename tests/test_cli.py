@@ -67,3 +67,19 @@ def test_mistakes_exit_with_2_and_one_sentence(args: tuple[str, ...], message: s
 
 def test_wrong_usage_exits_with_2() -> None:
     assert vla_prune("bench").returncode == 2
+
+
+def test_an_export_that_differs_from_torch_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vla_prune import cli
+    from vla_prune.recon import export
+
+    monkeypatch.setattr(export, "export", lambda *_: {"parity": {"different": 1}})
+    monkeypatch.setattr(export, "told", lambda _: "1 of 10 frames differ")
+    monkeypatch.setattr(
+        sys, "argv", ["vla-prune", "export", "pocket_libero_spatial", "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1

@@ -268,7 +268,7 @@ def main() -> None:
         except ImportError as error:
             err.print(f"[yellow]{point.name} commands are off: {error}[/yellow]")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except VlaPruneError as error:
         err.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
@@ -283,6 +283,8 @@ def main() -> None:
             sys.exit(error.exit_code)
         err.print_exception()
         sys.exit(1)
+    if isinstance(code, int):  # so comes a typer.Exit back where typer ends no process
+        sys.exit(code)
 
 
 if __name__ == "__main__":
