@@ -175,7 +175,10 @@ class Expert:
         # Pressing on something instead of sliding past it: up, and once more.
         pressing = gap[2] < -0.014 and flat < 0.03 and abs(self._velocity[2]) < 0.0008
         self._stuck = self._stuck + 1 if pressing else 0
-        if self._stuck >= 4:
+        # A finger on top of the target: up at once. Who learns from pictures sees that finger, but
+        # not for how long it has pressed.
+        perched = gap[2] < -0.014 and flat > 0.01 and any(scene.touching(self.target))
+        if self._stuck >= 4 or perched:
             self._retry = True
         started = scene.opening < 0.074
         limit = 0.02 if started else 0.010
