@@ -1,6 +1,7 @@
 """Intervals and tables against numbers worked out by hand."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +101,11 @@ def test_read_refuses_what_is_no_table(tmp_path) -> None:
     assert report.read(path, "drive")["rows"] == [DENSE]
     with pytest.raises(ConfigError, match="did you mean 'drive'"):
         report.read(path, "drve")
+
+
+def test_provenance_names_the_program_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--policy", "my policy"])
+    assert report.provenance(3)["command"] == "vla-prune --policy 'my policy'"
+    told = report.provenance(3, "python -m some.module")
+    assert told["command"] == "python -m some.module --policy 'my policy'"
+    assert told["seed"] == 3

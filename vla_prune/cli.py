@@ -283,7 +283,7 @@ def main() -> None:
             sys.exit(error.exit_code)
         err.print_exception()
         sys.exit(1)
-    if isinstance(code, int):  # so comes a typer.Exit back where typer ends no process
+    if isinstance(code, int):  # what a typer.Exit becomes where typer itself ends no process
         sys.exit(code)
 
 

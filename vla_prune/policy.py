@@ -178,8 +178,7 @@ def _of_policy(pruner: Pruner, adapter: Adapter) -> Pruner:
     def settled(scorer: Scorer, cut: Cut) -> Scorer:
         if not isinstance(scorer, SemanticScorer):
             return scorer
-        reached = layer is not None and cut.site not in {f"decoder.{k}" for k in range(layer + 1)}
-        return scorer.of_policy(layer if reached else None)
+        return scorer.of_policy(layer if layer is not None and layer < cut.layer else None)
 
     cuts = tuple(
         replace(cut, scorers=tuple(settled(scorer, cut) for scorer in cut.scorers))

@@ -43,6 +43,11 @@ class Cut:
     floors: Floors = field(default_factory=Floors)
 
     @property
+    def layer(self) -> int:
+        """The decoder layer in front of which it cuts; 0 at the projector."""
+        return int(self.site.partition(".")[2] or 0)
+
+    @property
     def needs(self) -> frozenset[str]:
         """What its scorers read."""
         return frozenset().union(*(scorer.needs for scorer in self.scorers))
@@ -129,21 +134,21 @@ class Pruner:
                     f"it has {_short(offers)}."
                 )
             for need in sorted(cut.needs):
-                self._check_need(need, cut.site, offers[cut.site], model)
+                self._check_need(need, cut, offers[cut.site], model)
             cut.budget.keep(layout)
 
-    def _check_need(self, need: str, site: str, offers: frozenset[str], model: str) -> None:
+    def _check_need(self, need: str, cut: Cut, offers: frozenset[str], model: str) -> None:
         kind, _, layer = need.partition("@")
         if kind not in offers:
             raise UnsupportedError(
-                f"recipe {self.name!r}: a scorer needs {need!r}, but site {site!r} of "
+                f"recipe {self.name!r}: a scorer needs {need!r}, but site {cut.site!r} of "
                 f"{model} offers {', '.join(sorted(offers)) or 'tokens alone'}; "
                 "use another site or scorer."
             )
-        if layer.isdigit() and int(layer) >= int(site.removeprefix("decoder.")):
+        if layer.isdigit() and int(layer) >= cut.layer:
             raise UnsupportedError(
                 f"recipe {self.name!r}: a scorer reads attention at layer {layer}, which runs "
-                f"behind the cut at {site!r}; read an earlier layer, or cut later."
+                f"behind the cut at {cut.site!r}; read an earlier layer, or cut later."
             )
 
     def warming_up(self, state: PolicyState) -> bool:

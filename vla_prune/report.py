@@ -84,9 +84,14 @@ def _git(folder: Path, *args: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def provenance(seed: int) -> dict[str, Any]:
-    """What every results file begins with: command, commit, machine and seed."""
-    command = shlex.join(["vla-prune", *sys.argv[1:]])
+def provenance(seed: int, program: str = "vla-prune") -> dict[str, Any]:
+    """What every results file begins with: command, commit, machine and seed.
+
+    Args:
+        seed: of the run.
+        program: how this process was started, such as ``python -m vla_prune_sim.train.look``.
+    """
+    command = " ".join([program, *map(shlex.quote, sys.argv[1:])])
     return {"command": command, "commit": commit(), "machine": machine(), "seed": seed}
 
 

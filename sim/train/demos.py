@@ -130,8 +130,7 @@ def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
     if begun is None:
         return []
     expert, frames, about = begun
-    most = int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2]))
-    disturb = Disturbance(rng, most)
+    disturb = Disturbance(rng, int(rng.choice([0, 1, 2, 3, 4], p=[0.3, 0.1, 0.2, 0.2, 0.2])))
     actions, executed, due = [], [], 0
     done_at = None
     for step in range(env.max_steps):

@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         for layer in range(adapter.shape.layers - 1)
     }
     told = {"policy": args.policy, "frames": len(index), "keep_ratio": args.keep}
-    print(json.dumps(report.provenance(args.seed) | told | {"recall": found}))
+    about = report.provenance(args.seed, "python -m vla_prune_sim.train.look")
+    print(json.dumps(about | told | {"recall": found}))
 
 
 if __name__ == "__main__":

@@ -253,8 +253,7 @@ class DecoderRun:
             tick=self.call.tick,
         )
         columns, counts = self.call.cut(site, view)
-        later = {kind: rows for kind, rows in self.attention.items() if "@" in kind}
-        self.attention = later
+        self.attention = {kind: rows for kind, rows in self.attention.items() if "@" in kind}
         if columns is None:
             return hidden
         with self.call.clock.stage("selection"):
@@ -267,7 +266,7 @@ class DecoderRun:
             self.sequence = sequence.after(columns, counts, keep)
             self.keep = keep if self.keep is None else self.keep.gather(1, keep)
             self.kept_from[layer] = self.keep
-            self.attention = {kind: rows.take(columns) for kind, rows in later.items()}
+            self.attention = {k: rows.take(columns) for k, rows in self.attention.items()}
             self._fitted = None
             return gather_tokens(hidden, keep)
 
@@ -308,13 +307,12 @@ class DecoderRun:
 def _reads(cuts: Mapping[str, Cut]) -> dict[int, set[str]]:
     """Layer -> row kinds that decoder cuts read there, ``ROWS`` or ``ROWS@LAYER``."""
     reads: dict[int, set[str]] = {}
-    for site, cut in cuts.items():
+    for cut in cuts.values():
         for need in cut.needs:
             name, _, kind = need.partition(":")
             if name == "attention":
-                layer = int(site.removeprefix("decoder.")) - 1
-                if (named := kind.partition("@")[2]).isdigit():
-                    layer = int(named)
+                named = kind.partition("@")[2]
+                layer = int(named) if named.isdigit() else cut.layer - 1
                 reads.setdefault(layer, set()).add(kind)
     return reads
 

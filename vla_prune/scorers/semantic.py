@@ -34,9 +34,9 @@ class SemanticScorer:
 
     Attributes:
         rows: which query rows.
+        debias: in units of an even look instead of the mean over all rows.
         layer: decoder layer that is read, counted from 0; ``policy`` for the one that the policy's
             config names; None, also where it names none, for the one before the cut.
-        debias: in units of an even look instead of the mean over all rows.
     """
 
     rows: str = "last"

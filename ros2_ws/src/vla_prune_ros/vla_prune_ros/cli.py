@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Annotated
@@ -72,7 +71,7 @@ def check(
         as_json,
     )
     if any(finding.level == "error" for finding in findings):
-        sys.exit(1)  # typer.Exit is a return value where the app runs inside another main
+        raise typer.Exit(1)
 
 
 def reader(via: str) -> str:

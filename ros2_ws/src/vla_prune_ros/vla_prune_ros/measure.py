@@ -6,8 +6,7 @@ A process with two cameras, joints and a task feeds the fused nodes, then the sp
 frame: the camera callback of the later picture, the policy's own compute, the publish call of its
 ``ActionChunk``, and the first tick that plays it. *Added* is callback to publish less compute (of
 this frame, and of the one before while it kept this one waiting), plus that tick's own time;
-transport and the wait for the tick stand apart. Times are
-CLOCK_MONOTONIC, one for all processes.
+transport and the wait for the tick stand apart. Times are CLOCK_MONOTONIC, one for all processes.
 """
 
 from __future__ import annotations
@@ -223,9 +222,11 @@ def measure(options: Any) -> dict[str, Any]:
         if len(same) == 2:
             equal = [a is not None and a == b for a, b in zip(*same.values(), strict=True)]
             rows[-1] |= {"compared_with_fused": len(equal), "identical_to_fused": sum(equal)}
-    command = "python -m vla_prune_ros.measure " + " ".join(sys.argv[1:])
+    about = report.provenance(0, "python -m vla_prune_ros.measure")
+    if options.out:  # where to, which is no part of what was measured
+        about["command"] = about["command"].replace(f" --out {options.out}", "")
     settings = {name: getattr(options, name) for name in ("policy", "recipe", "keep")}
-    return report.provenance(0) | {"command": command, **settings, "rows": rows}
+    return about | {**settings, "rows": rows}
 
 
 def main() -> None:
