@@ -42,14 +42,19 @@ class VLAPolicy:
         adapter: the model family.
         pruner: the recipe, already attached; or several, one a bucket.
         time_stages: measure stage times at every call; each call then waits for the device.
+        signals: also say how sure the scores were; a call that keeps all tokens scores them, too.
     """
 
     def __init__(
-        self, adapter: Adapter, pruner: Pruner | Sequence[Pruner], time_stages: bool = False
+        self,
+        adapter: Adapter,
+        pruner: Pruner | Sequence[Pruner],
+        time_stages: bool = False,
+        signals: bool = False,
     ) -> None:
         self.adapter = adapter
         self.pruners = (pruner,) if isinstance(pruner, Pruner) else tuple(pruner)
-        self.time_stages = time_stages
+        self.time_stages, self.signals = time_stages, signals
 
     def new_state(self) -> PolicyState:
         """A state that remembers nothing."""
@@ -117,13 +122,14 @@ class VLAPolicy:
         self, pruner: Pruner, observations: list[Observation], states: list[PolicyState]
     ) -> list[ActionChunk]:
         clock = StageClock(self.time_stages, self.adapter.device)
-        call = pruner.begin(states, self.adapter.layout, self.adapter.device, clock)
+        call = pruner.begin(states, self.adapter.layout, self.adapter.device, clock, self.signals)
         with torch.inference_mode():
             actions = self.adapter.act(observations, call).float().cpu().numpy()
         call.finish(states)
         for state in states:
             state.tick += 1
         kept = {site: index.cpu().numpy() for site, index in call.kept.items()}
+        signals = {name: value.cpu().numpy() for name, value in (call.signals or {}).items()}
         stages = clock.milliseconds()
         return [
             ActionChunk(
@@ -132,6 +138,7 @@ class VLAPolicy:
                 observation.stamp_s,
                 {site: index[row] for site, index in kept.items()},
                 stages,
+                signals={name: float(value[row]) for name, value in signals.items()},
             )
             for row, observation in enumerate(observations)
         ]
@@ -139,7 +146,10 @@ class VLAPolicy:
 
 @contextmanager
 def attach(
-    pruner: Pruner | Sequence[Pruner], adapter: Adapter, time_stages: bool = False
+    pruner: Pruner | Sequence[Pruner],
+    adapter: Adapter,
+    time_stages: bool = False,
+    signals: bool = False,
 ) -> Iterator[VLAPolicy]:
     """Attach a recipe to a model for the body; afterwards, also on exceptions, it is plain again.
 
@@ -147,12 +157,13 @@ def attach(
         pruner: the recipe; or several that share a history, such as one at several budgets.
         adapter: the model family.
         time_stages: measure stage times at every call.
+        signals: also say how sure the scores were (:attr:`ActionChunk.signals`).
 
     Raises:
         UnsupportedError: the model already carries a pruner, or cannot serve the recipe.
         ConfigError: no pruner, or pruners that remember different things.
     """
-    policy = VLAPolicy(adapter, pruner, time_stages)
+    policy = VLAPolicy(adapter, pruner, time_stages, signals)
     _check_buckets(policy.pruners)
     carried = getattr(adapter, _ATTACHED, None)
     if carried is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vla_prune import difficulty
 from vla_prune.budgets import Budget
 from vla_prune.clock import StageClock
 from vla_prune.errors import ConfigError, ShapeError, UnsupportedError
@@ -165,12 +166,14 @@ class Pruner:
         layout: TokenLayout,
         device: torch.device | str = "cpu",
         clock: StageClock | None = None,
+        signals: bool = False,
     ) -> PruneCall:
         """The pruning side of one policy call for states that all warm up or all do not."""
         dense = bool(states) and self.warming_up(states[0])
         if any(self.warming_up(state) != dense for state in states):
             raise ShapeError("states that warm up and states that do not cannot share one call.")
-        return PruneCall(self, () if dense else self.cuts, states, layout, device, clock)
+        cuts = () if dense else self.cuts
+        return PruneCall(self, cuts, states, layout, device, clock, signals)
 
 
 class PruneCall:
@@ -184,12 +187,14 @@ class PruneCall:
         layout: TokenLayout,
         device: torch.device | str,
         clock: StageClock | None,
+        signals: bool = False,
     ) -> None:
         self.pruner = pruner
         self.layout = layout
         self.cuts: Mapping[str, Cut] = {cut.site: cut for cut in cuts}
         self.clock = clock or StageClock()
         self.kept: dict[str, Tensor] = {}
+        self.signals: dict[str, Tensor] | None = {} if signals else None
         self.device = torch.device(device)
         self.tick = torch.tensor([state.tick for state in states], device=device)
         self._history = self._stack(states)
@@ -219,6 +224,9 @@ class PruneCall:
         total = min(sum(wanted), present) if counts is None else sum(counts)
         if total == present:
             self.kept[site] = view.index
+            if self.signals is not None:
+                with self.clock.stage("selection"):
+                    self._scores(cut, view)
             return None, view.counts
         with self.clock.stage("selection"):
             scores = self._scores(cut, view) if total else None
@@ -276,6 +284,8 @@ class PruneCall:
         scores = [scorer.score(view).float() for scorer in cut.scorers]
         stacked = torch.stack(scores) if scores else view.tokens.new_zeros((0, *view.index.shape))
         self._finite.append((cut.site, torch.isfinite(stacked).all()))
+        if self.signals is not None:
+            self.signals |= difficulty.signals(stacked)
         return stacked
 
     def _stack(self, states: Sequence[PolicyState]) -> tuple[Tensor, Tensor] | None:

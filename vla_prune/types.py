@@ -41,6 +41,7 @@ class ActionChunk:
         kept: site -> grid indices ``[K]`` of the visual tokens that stayed.
         stage_ms: stage -> milliseconds, filled only when stage times were asked for.
         notes: things the caller should be told once, such as a cleared history.
+        signals: how sure the scores were (`vla_prune.difficulty`), filled only when asked for.
     """
 
     actions: np.ndarray
@@ -49,6 +50,7 @@ class ActionChunk:
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    signals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

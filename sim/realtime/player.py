@@ -18,7 +18,7 @@ from vla_prune_sim.realtime.latency import (
     device_factor,
 )
 from vla_prune_sim.realtime.loop import EPS, RealtimeLoop, Thought
-from vla_prune_sim.realtime.pilot import Pilot
+from vla_prune_sim.realtime.pilot import make_pilot
 from vla_prune_sim.realtime.profiles import Rounds, checked
 from vla_prune_sim.seats import BROKEN
 
@@ -26,6 +26,7 @@ from vla_prune.build import build_recipe
 from vla_prune.errors import ActionError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
+from vla_prune.tune.pilot import Pilot
 from vla_prune.types import Observation
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class RealtimePlayer(Player):
                 # Before a recipe is attached, which puts its own name on the attention kernel.
                 self._profiles[suite] = checked(self.config, suite, adapter)
             live = self.realtime.latency == "live"
-            with attach(pruners, adapter, time_stages=live) as policy:
+            read = row.controller and {"entropy", "disagreement"} & set(self.realtime.controller)
+            with attach(pruners, adapter, live, signals=bool(read)) as policy:
                 for episode in group:
                     yield self._played(episode, policy)
 
@@ -85,7 +87,8 @@ class RealtimePlayer(Player):
         buckets: Counter[int] = Counter()
 
         def think(picture: Observation, now: float) -> Thought:
-            bucket, over = pilot.choose(now - picture.stamp_s) if pilot else (0, False)
+            decision = pilot.choose(now - picture.stamp_s) if pilot else None
+            bucket = decision.rung if decision else 0
             begun = time.perf_counter()
             chunk = policy.act_one(picture, run.state, bucket)
             taken = time.perf_counter() - begun
@@ -95,6 +98,7 @@ class RealtimePlayer(Player):
                 pilot.learn(bucket, seconds, chunk)
             buckets[bucket] += 1
             run.note(chunk)
+            over = decision is not None and decision.hand_over
             return Thought(chunk, seconds, over and realtime.hand_over)
 
         first = seat.look()
@@ -132,4 +136,4 @@ class RealtimePlayer(Player):
 
     def _pilot(self, episode: Episode) -> Pilot:
         setting = self.realtime.setting(episode.setting)
-        return Pilot(self.realtime, self._profiles[episode.suite], setting)
+        return make_pilot(self.realtime, self._profiles[episode.suite], setting)

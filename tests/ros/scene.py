@@ -22,6 +22,7 @@ from vla_prune.build import build_recipe
 from vla_prune.models import OpenVLA
 from vla_prune.policy import attach
 from vla_prune.runtime.clock import ManualClock
+from vla_prune.tune.pilot import Pilot
 
 IMAGE, JOINTS = "sensor_msgs/msg/Image", "sensor_msgs/msg/JointState"
 CHUNK, STATUS = "vla_prune_msgs/msg/ActionChunk", "vla_prune_msgs/msg/PruneStatus"
@@ -132,7 +133,10 @@ class Robot:
 
 @contextmanager
 def fused(
-    recipe: str = "dual_level", keep: tuple[float, ...] = (1.0, 0.5, 0.25), **changes: Any
+    recipe: str = "dual_level",
+    keep: tuple[float, ...] = (1.0, 0.5, 0.25),
+    pilot: Pilot | None = None,
+    **changes: Any,
 ) -> Iterator[tuple[PolicyLoop, Robot, ManualClock]]:
     """A policy loop around the tiny policy."""
     adapter = tiny_adapter()
@@ -141,5 +145,6 @@ def fused(
     pruners = [build_recipe(recipe, k, cut_layer=1) for k in keep]
     with attach(pruners, adapter) as policy:
         grids = [Grid(v.name, v.rows, v.cols) for v in adapter.layout.views]
-        loop = PolicyLoop(senses, policy, Buckets(keep, keep[-1]), grids, 1000.0, "tiny", recipe)
+        buckets = Buckets(keep, keep[-1] if pilot is None else keep[0])
+        loop = PolicyLoop(senses, policy, buckets, grids, 1000.0, "tiny", recipe, pilot)
         yield loop, Robot(senses, clock), clock

@@ -63,7 +63,7 @@ def test_every_parameter_is_used_and_every_use_is_in_the_table() -> None:
     folder = WORKSPACE / "vla_prune_ros" / "vla_prune_ros"
     files = [*folder.glob("*_node.py"), folder / "node.py", folder / "assemble.py"]
     files.append(WORKSPACE / "vla_prune_sim_bridge" / "vla_prune_sim_bridge" / "sim_bridge.py")
-    asked = set().union(*(used(path) for path in files)) | {"time_stages"}
+    asked = set().union(*(used(path) for path in files)) | {"time_stages", "controller"}
     known = {p.name for _, p in ROWS}
     assert asked == known
 

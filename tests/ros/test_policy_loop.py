@@ -12,6 +12,8 @@ from vla_prune_ros.chunks import unpack_chunk
 
 from vla_prune.errors import ConfigError
 from vla_prune.pruner import ACTION
+from vla_prune.tune.controller import Controller, ControllerConfig
+from vla_prune.tune.pilot import Pilot
 
 from .scene import CHUNK, fused, image
 
@@ -235,3 +237,61 @@ def test_a_lent_camera_may_fall_silent_for_a_while() -> None:
         robot.sense(skip=("wrist",))
         assert loop.turn() is None
         assert "wrist silent" in loop.health.reason
+
+
+class Slowly:
+    """The policy, on a machine that takes a while for every bucket."""
+
+    def __init__(self, policy, clock, seconds) -> None:
+        self.policy, self.clock, self.seconds, self.load = policy, clock, seconds, 1.0
+
+    def act_one(self, observation, state, bucket=0):
+        self.clock.advance(self.load * self.seconds[bucket])
+        return self.policy.act_one(observation, state, bucket)
+
+
+def test_the_budget_follows_the_time_there_is() -> None:
+    seconds, keep = (0.07, 0.05, 0.03), (1.0, 0.5, 0.25)
+    pilot = Pilot(Controller(ControllerConfig(keep, seconds, period_s=0.1)))
+    with fused(keep=keep, pilot=pilot) as (loop, robot, clock):
+        loop.policy = machine = Slowly(loop.policy, clock, seconds)
+
+        def run(cycles: int) -> dict | None:
+            for _ in range(cycles):
+                clock.advance(PERIOD_S)
+                robot.sense()
+                made = loop.turn()
+            return made
+
+        assert run(20) is not None
+        assert (loop.health.ladder_step, loop.health.keep_ratio) == (0, 1.0)
+        assert loop.health.message(0.0, 0.0)["misses"] == 0
+        assert loop.health.slack_s == pytest.approx(0.03)
+        machine.load = 2.0
+        assert run(20) is not None
+        assert (loop.health.ladder_step, loop.health.keep_ratio) == (2, 0.25)
+        assert loop.health.deadline.misses > 0
+        machine.load = 5.0
+        assert run(20) is None
+        assert loop.health.state == "holding"
+        assert "0.25, misses the deadline of 100 ms" in loop.health.reason
+        machine.load = 1.0
+        assert run(80) is not None
+        assert loop.health.ladder_step == 0
+        loop.set_budget(0.5)  # the most, from now on
+        assert run(5) is not None
+        assert (loop.health.ladder_step, loop.health.keep_ratio) == (1, 0.5)
+        loop.set_budget(1.0)
+        loop.set_deadline(0.04)
+        run(20)
+        assert loop.health.ladder_step == 2
+        with pytest.raises(ConfigError, match="the fastest bucket"):
+            loop.set_deadline(0.01)
+        assert loop.health.deadline.period_s == pytest.approx(0.04)
+
+
+def test_a_deadline_needs_a_controller() -> None:
+    with fused(keep=(0.25,)) as (loop, _, _):
+        loop.set_deadline(0.0)
+        with pytest.raises(ConfigError, match="there is no controller to keep it"):
+            loop.set_deadline(0.1)

@@ -13,7 +13,7 @@ from vla_prune_sim import rollout, table
 from vla_prune_sim.realtime import figure
 from vla_prune_sim.realtime import table as realtime_table
 from vla_prune_sim.realtime.config import RealtimeConfig, Setting
-from vla_prune_sim.realtime.pilot import Pilot
+from vla_prune_sim.realtime.pilot import make_pilot
 from vla_prune_sim.realtime.profiles import rounds
 
 from vla_prune.build import build_adapter
@@ -235,7 +235,7 @@ def test_calls_that_cut_nothing_yet_do_not_look_like_a_load(profile: Profile) ->
     dense = ActionChunk(np.zeros((2, 1)), 0.1, 0.0)
     cut = replace(dense, kept={"decoder.2": np.arange(4)})
     for ladder, known in ((KEEPS, [1.0] * 4), (KEEPS[1:], [1.0])):
-        pilot = Pilot(replace(realtime, ladder=ladder), rounds(profile), Setting())
+        pilot = make_pilot(replace(realtime, ladder=ladder), rounds(profile), Setting())
         expected = pilot.controller.config.latency_s
         for chunk, seconds in (
             (dense, 0.105),

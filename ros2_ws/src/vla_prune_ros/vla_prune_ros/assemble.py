@@ -12,6 +12,7 @@ from vla_prune.build import build_adapter, build_recipe
 from vla_prune.errors import ConfigError
 from vla_prune.policy import attach
 from vla_prune.runtime.clock import Clock
+from vla_prune.tune.pilot import Pilot, read_controller
 from vla_prune_ros.command_loop import CommandLoop
 from vla_prune_ros.contract import Contract, load_contract
 from vla_prune_ros.policy_loop import Buckets, PolicyLoop, Senses
@@ -32,6 +33,7 @@ class Model:
         recipe: as plain data.
         state_dim: numbers of the state that it takes; None for none.
         actions: dimensions of its actions.
+        pilot: what picks the bucket of each call; None if ``keep_ratio`` alone does.
     """
 
     adapter: Any
@@ -40,6 +42,7 @@ class Model:
     recipe: Mapping[str, Any]
     state_dim: int | None
     actions: int
+    pilot: Pilot | None = None
 
     @property
     def grids(self) -> tuple[Grid, ...]:
@@ -61,13 +64,16 @@ def open_model(params: Mapping[str, Any], stack: ExitStack) -> Model:
         raise ConfigError(
             "parameter 'policy' is empty; name a file or one of configs/policy ('vla-prune list')."
         )
-    keep = tuple(dict.fromkeys(float(k) for k in params["buckets"]))
+    pilot = _pilot(params)
+    ladder = params["buckets"] if pilot is None else pilot.controller.config.buckets
+    keep = tuple(dict.fromkeys(float(k) for k in ladder))
     if not keep or any(not 0 < k <= 1 for k in keep):
         raise ConfigError(f"parameter 'buckets' is {list(keep)}; give keep ratios in (0, 1].")
     adapter = build_adapter(params["policy"])
     pruners = [build_recipe(params["recipe"], k) for k in keep]
     stages = bool(params.get("time_stages", False))
-    policy = stack.enter_context(attach(pruners, adapter, stages))
+    signals = pilot is not None and pilot.reads_signals
+    policy = stack.enter_context(attach(pruners, adapter, stages, signals))
     example = adapter.example_observation(0)
     for bucket in range(len(keep)):
         state = policy.new_state()
@@ -75,7 +81,20 @@ def open_model(params: Mapping[str, Any], stack: ExitStack) -> Model:
             chunk = policy.act_one(example, state, bucket)
     dim = None if example.state is None else len(example.state)
     recipe = config.load(params["recipe"], kind="recipe")
-    return Model(adapter, policy, keep, recipe, dim, chunk.actions.shape[1])
+    return Model(adapter, policy, keep, recipe, dim, chunk.actions.shape[1], pilot)
+
+
+def _pilot(params: Mapping[str, Any]) -> Pilot | None:
+    """The run-time controller, if one is asked for."""
+    path = params.get("controller", "")
+    if not path:
+        return None
+    if params["input"] == "tokens":
+        raise ConfigError(
+            "parameter 'controller' needs input 'images': in the split form the pruner's "
+            "keep_ratio says what crosses the wire; leave one of the two."
+        )
+    return Pilot(read_controller(f"parameter 'controller': {path}", config.load(path)))
 
 
 def _fitting(params: Mapping[str, Any], model: Model) -> Contract:
@@ -92,15 +111,18 @@ def policy_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Policy
         contract, sources=tuple(s for s in contract.sources if not s.camera or s.camera in seen)
     )
     senses = Senses(contract, clock, Health("policy_node"), params["instruction"])
-    return PolicyLoop(
+    loop = PolicyLoop(
         senses,
         model.policy,
-        Buckets(model.keep, params["keep_ratio"]),
+        Buckets(model.keep, params["keep_ratio"] if model.pilot is None else model.keep[0]),
         model.grids,
         params["max_rate_hz"],
         params["policy"],
         params["recipe"],
+        model.pilot,
     )
+    loop.set_deadline(params["deadline_ms"] / 1e3)
+    return loop
 
 
 def _side(model: Model) -> Side:

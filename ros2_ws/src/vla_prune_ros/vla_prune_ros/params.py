@@ -96,6 +96,22 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         ),
         Parameter("instruction", "string", "", "What to do, until a task comes.", live=True),
         Parameter("max_rate_hz", "double", 30.0, "Calls per second.", 0.1, 240.0, live=True),
+        Parameter(
+            "controller",
+            "string",
+            "",
+            "A tuned.yaml of 'vla-prune tune': its ladder replaces buckets, the time there is "
+            "picks each call's budget, and a keep_ratio that is set later is the most.",
+        ),
+        Parameter(
+            "deadline_ms",
+            "double",
+            0.0,
+            "With a controller: time from a picture to its chunk; 0 takes the file's.",
+            0.0,
+            60000.0,
+            live=True,
+        ),
         Parameter("publish_scores", "bool", False, "Also send TokenScores in the fused form."),
         Parameter("time_stages", "bool", False, "Measure stage times; waits for the device."),
     ),

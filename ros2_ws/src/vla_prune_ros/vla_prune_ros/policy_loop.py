@@ -15,6 +15,9 @@ import numpy as np
 
 from vla_prune.errors import ConfigError, VlaPruneError
 from vla_prune.runtime.clock import Clock, ClockWatch
+from vla_prune.runtime.deadline import DeadlineMonitor
+from vla_prune.tune.controller import Decision
+from vla_prune.tune.pilot import Pilot
 from vla_prune.types import ActionChunk, Observation, PolicyState
 from vla_prune_ros.cameras import Cameras, Views
 from vla_prune_ros.chunks import pack_chunk
@@ -198,6 +201,8 @@ class PolicyLoop:
         max_rate_hz: calls per second at most.
         policy_name: for the messages.
         recipe_name: for the messages.
+        pilot: picks the bucket of each call, among those not above the budget that was asked for;
+            None runs at that budget.
     """
 
     def __init__(
@@ -209,6 +214,7 @@ class PolicyLoop:
         max_rate_hz: float = 30.0,
         policy_name: str = "",
         recipe_name: str = "",
+        pilot: Pilot | None = None,
     ) -> None:
         self.senses, self.policy, self.buckets, self.grids = senses, policy, buckets, grids
         self.pace = Pace(max_rate_hz)
@@ -218,11 +224,27 @@ class PolicyLoop:
         self.health.keep_ratio = buckets.keep[buckets.index]
         self.state = policy.new_state()
         senses.on_reset = self._forget
+        self.pilot = pilot
+        if pilot is not None:
+            self.set_deadline(0.0)
 
     def set_budget(self, keep_ratio: float) -> float:
         """From the next call on; returns what is in force. Raises as :meth:`Buckets.ask` does."""
         self.health.keep_ratio = self.buckets.ask(keep_ratio)
         return self.health.keep_ratio
+
+    def set_deadline(self, seconds: float) -> None:
+        """What a call may take from its picture on; 0 for what the controller's config says.
+
+        Raises:
+            ConfigError: there is no controller, or its fastest bucket takes longer.
+        """
+        if self.pilot is None:
+            if seconds:
+                raise ConfigError("deadline_ms: there is no controller to keep it; name one.")
+            return
+        self.pilot.set_period(seconds)
+        self.health.deadline = DeadlineMonitor(self.pilot.controller.config.period_s)
 
     def turn(self) -> dict[str, Any] | None:
         """Act if there is something to act on: the fields of an ``ActionChunk``, or None.
@@ -235,15 +257,37 @@ class PolicyLoop:
         sight = self.senses.look()
         if sight is None:
             return None
-        self.pace.count(self.clock.steady())
-        state, bucket = self.state, self.buckets.index
+        begun = self.clock.steady()
+        self.pace.count(begun)
+        state, late = self.state, self.clock.now() - sight.observation.stamp_s
+        decision = None if self.pilot is None else self.pilot.choose(late)
+        bucket = max(self.buckets.index, 0 if decision is None else decision.rung)
         try:
             chunk = self.policy.act_one(sight.observation, state, bucket)
         except VlaPruneError as error:
             self.health.refuses(str(error))
             self.health.holds(str(error))
             return None
-        return self._told(sight, chunk)
+        if decision is not None:
+            self._timed(decision, bucket, chunk, begun, late)
+        told = self._told(sight, chunk)
+        if told is None or decision is None or not decision.hand_over:
+            return told
+        # The policy goes on at the floor, so that an end of the load is seen.
+        self.health.holds(
+            f"even the smallest budget, {decision.keep_ratio:g}, misses the deadline of "
+            f"{1e3 * self.health.deadline.period_s:.0f} ms."
+        )
+        return None
+
+    def _timed(
+        self, decision: Decision, bucket: int, chunk: ActionChunk, begun: float, late: float
+    ) -> None:
+        """Tell the pilot and the status what a call took."""
+        ended, health = self.clock.steady(), self.health
+        self.pilot.learn(bucket, ended - begun, chunk)
+        health.slack_s = health.deadline.cycle(begun - late, begun, ended).slack_s
+        health.keep_ratio, health.ladder_step = self.buckets.keep[bucket], bucket
 
     def _told(self, sight: Sight, chunk: ActionChunk) -> dict[str, Any] | None:
         health = self.health

@@ -65,6 +65,8 @@ class PolicyNode(ManagedNode):
             self.loop.set_budget(value)
         elif name == "max_rate_hz" and not self.split:
             self.loop.pace.rate_hz = value
+        elif name == "deadline_ms" and not self.split:
+            self.loop.set_deadline(value / 1e3)
         elif name == "instruction" and not self.split:
             self.loop.senses.put_task(value)
 
