@@ -29,7 +29,7 @@ from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from vla_prune_ros.bring_up import change
 from vla_prune_ros.bring_up_node import RosPeer
-from vla_prune_ros.contract import load_contract
+from vla_prune_ros.contract import Source, load_contract
 from vla_prune_ros.convert import image_fields
 from vla_prune_ros.ros_messages import get_message, message
 
@@ -49,6 +49,7 @@ LOOPBACK = """<CycloneDDS><Domain Id="any"><General><Interfaces>
 <MaxAutoParticipantIndex>60</MaxAutoParticipantIndex>
 <Peers><Peer address="127.0.0.1"/></Peers></Discovery></Domain></CycloneDDS>"""
 CHUNK, STATUS = "vla_prune_msgs/msg/ActionChunk", "vla_prune_msgs/msg/PruneStatus"
+COMMANDS = "joint_trajectory_controller/joint_trajectory"
 JOINTS = [*(f"joint{i}" for i in range(1, 8)), "gripper"]
 MODULES = {"sim_bridge": "vla_prune_sim_bridge.sim_bridge"}
 
@@ -117,9 +118,9 @@ class Robot:
             for s in self.contract.sources
         }
         draw = np.random.default_rng(0)
-        self._frames = [
-            draw.integers(0, 256, (size, size, 3), np.uint8) for _ in self.contract.cameras
-        ]
+        self._frames = {
+            s.key: draw.integers(0, 256, (size, size, 3), np.uint8) for s in self.contract.cameras
+        }
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._stop = threading.Event()
@@ -209,24 +210,23 @@ class Robot:
     def publish(self) -> None:
         """One message of every source that is not silent."""
         sec, nanosec = divmod(time.time_ns(), 1_000_000_000)
-        header = {"stamp": {"sec": sec, "nanosec": nanosec}}
         self.stamps.append((sec, nanosec))
-        frames = dict(zip((s.key for s in self.contract.cameras), self._frames, strict=True))
         for source in self.contract.sources:
-            if source.key in self.skip:
+            if source.key in self.skip or (source.key == "task" and self.sent):
                 continue
-            if source.camera:
-                fields = image_fields(frames[source.key], 0.0) | {"header": header}
-            elif source.key == "task":
-                if self.sent:
-                    continue
-                fields = {"data": "pick up the black bowl"}
-            else:
-                fields = {
-                    "header": header, "name": JOINTS, "position": np.full(8, 0.1),
-                }  # fmt: skip
+            fields = self.fields(source, {"stamp": {"sec": sec, "nanosec": nanosec}})
             self._mouths[source.key].publish(message(source.type, fields))
         self.sent += 1
+
+    def fields(self, source: Source, header: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of a source's message."""
+        if source.camera:
+            return image_fields(self._frames[source.key], 0.0) | {"header": header}
+        if source.key == "task":
+            return {"data": "pick up the black bowl"}
+        if source.type == "nav_msgs/msg/Odometry":
+            return {"header": header}
+        return {"header": header, "name": JOINTS, "position": np.full(8, 0.1)}
 
     def say(self, text: str) -> None:
         """Another task."""

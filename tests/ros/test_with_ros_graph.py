@@ -15,11 +15,10 @@ pytest.importorskip("vla_prune_msgs", reason="vla_prune_msgs is missing: build a
 
 from vla_prune_msgs.srv import Reset, SetBudget
 
-from .live import CHUNK, STATUS, Robot, live, model, states, until
+from .live import CHUNK, COMMANDS, STATUS, Robot, live, model, states, until
 
 pytestmark = pytest.mark.ros
 
-JOINTS = "joint_trajectory_controller/joint_trajectory"
 DIAGNOSTICS = "/diagnostics"
 PERIOD_S = 0.05
 GRACE_S = 0.5  # a busy machine; the figures are in results/ros.json
@@ -33,7 +32,7 @@ class Arm:
         self.policy, self.command = start("policy_node", **model()), start("command_node")
         self.chunks, self.commands = (
             robot.hear(CHUNK, "action_chunk"),
-            robot.hear("trajectory_msgs/msg/JointTrajectory", JOINTS),
+            robot.hear("trajectory_msgs/msg/JointTrajectory", COMMANDS),
         )
         self.diagnostics = robot.hear("diagnostic_msgs/msg/DiagnosticArray", DIAGNOSTICS)
         self.told = [robot.hear(STATUS, f"{name}_node/status") for name in ("policy", "command")]

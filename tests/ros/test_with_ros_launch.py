@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from vla_prune_ros import wire
 from vla_prune_ros.replay import Recording
 
-from .live import CHUNK, POLICY, STATUS, environment, live, model, until
+from .live import CHUNK, COMMANDS, POLICY, STATUS, Robot, environment, live, model, until
 from .test_nodes_besides import TINY
 
 pytestmark = pytest.mark.ros
@@ -101,20 +101,64 @@ def test_the_world_drives_with_nothing_but_a_launch_file(driver: str, tmp_path: 
 
 
 @needs_launch
-@pytest.mark.parametrize("side", ["both", "pruner"])
-def test_the_split_launch_file_starts_its_side(side: str, tmp_path: Path) -> None:
-    with (
-        live() as (robot, _),
-        launched("split.launch.py", tmp_path, f"side:={side}", f"policy:={POLICY}") as process,
-    ):
+@pytest.mark.parametrize("sides", [("both",), ("pruner",), ("pruner", "policy")])
+def test_the_split_launch_file_starts_its_side(sides: tuple[str, ...], tmp_path: Path) -> None:
+    with live() as (robot, _), ExitStack() as stack:
         tokens = robot.hear("vla_prune_msgs/msg/VisualTokens", "visual_tokens")
         chunks = robot.hear(CHUNK, "action_chunk")
         robot.start()
-        until(lambda: active(tmp_path), "active nodes", 240.0)
+        processes = {}
+        for side in sides:
+            (folder := tmp_path / side).mkdir()
+            given = f"side:={side}", f"policy:={POLICY}"
+            processes[folder] = stack.enter_context(launched("split.launch.py", folder, *given))
+        for folder in processes:
+            until(lambda folder=folder: active(folder), "active nodes", 240.0)
         until(lambda: tokens, "tokens")
-        if side == "both":
+        if sides != ("pruner",):
             until(lambda: chunks, "chunks")
-        ended(process, tmp_path)
+            assert list(chunks[-1][1].kept) == [72]  # the default recipe cuts before the wire
+        for folder, process in processes.items():
+            ended(process, folder)
+
+
+@needs_launch
+def test_a_recording_becomes_commands(tmp_path: Path) -> None:
+    with live() as (robot, _):
+        stamps = record(tmp_path / "bag", robot, 20.0)
+        chunks = robot.hear(CHUNK, "action_chunk")
+        commands = robot.hear("trajectory_msgs/msg/JointTrajectory", COMMANDS)
+        given = f"bag:={tmp_path / 'bag'}", f"policy:={POLICY}", "loop:=true"
+        with launched("replay.launch.py", tmp_path, *given) as process:
+            until(lambda: active(tmp_path), "active nodes", 240.0)
+            robot.hear(STATUS, "command_node/status")
+            until(lambda: robot.state_of("command_node") == "running", "commands")
+            commands.clear()
+            until(lambda: len(chunks) > 20 and len(commands) > 20, "chunks and commands")
+            ended(process, tmp_path)
+        told = {(m.header.stamp.sec, m.header.stamp.nanosec) for _, m in chunks}
+        assert told <= stamps
+        assert chunks[-1][1].instruction == "pick up the black bowl"
+
+
+def record(folder: Path, robot: Robot, seconds: float) -> set[tuple[int, int]]:
+    """Write what a robot's sensors would say as a recording; the stamps in it."""
+    stamps = set()
+    with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {
+            source: writer.add_connection(f"/{source.topic}", source.type, typestore=wire.types())
+            for source in robot.contract.sources
+        }
+        for tick in range(int(seconds * robot.rate_hz)):
+            at = 10**18 + int(1e9 * tick / robot.rate_hz)
+            sec, nanosec = divmod(at, 10**9)
+            stamps.add((sec, nanosec))
+            for source, connection in connections.items():
+                fields = robot.fields(source, {"stamp": {"sec": sec, "nanosec": nanosec}})
+                if source.key != "task" or not tick:
+                    data = wire.encode(wire.make(source.type, fields), source.type)
+                    writer.write(connection, at, data)
+    return stamps
 
 
 @needs_launch

@@ -33,6 +33,7 @@ def _side(context: object) -> list[LaunchDescription]:
         processes.append(("vla_prune_ros", name, values))
     defaults = {
         "policy": ("pocket_libero_object", "Policy config: a file, or a name."),
+        "recipe": ("divprune", "One that cuts at the projector, or all tokens cross the wire."),
         "params": (share("config", "pocket_libero.yaml"), "Parameter file."),
     }
     return [graph(processes, nodes, defaults)]
