@@ -13,7 +13,7 @@ ORDER = [
     ("errors", "types"),
     ("tokens",),
     ("ops", "cost", "clock"),
-    ("scorers", "selectors", "budgets"),
+    ("scorers", "selectors", "budgets", "difficulty"),
     ("pruner",),
     ("models",),
     ("config",),
