@@ -76,6 +76,24 @@ def test_set_overrides_in_order(tmp_path: Path) -> None:
     assert loaded == {"a": {"b": 0.5, "new": [1, 2]}}
 
 
+@pytest.mark.parametrize("text", ["a: [1, 2", "a: {b: 1", "a: b: c"])
+def test_a_file_that_is_no_yaml_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml: not readable as YAML"):
+        config.load(tmp_path / "x.yaml")
+
+
+def test_set_reaches_into_lists(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("rows: [{a: 1}, {a: 2}]\n")
+    loaded = config.load(tmp_path / "x.yaml", ["rows.1.a=3", "rows.0.b=4"])
+    assert loaded == {"rows": [{"a": 1, "b": 4}, {"a": 3}]}
+    for wrong in ("rows.x.a=1", "rows.x=1", "rows.9=1", "rows=[1, 2"):
+        with pytest.raises(ConfigError, match=r"--set '.*' cannot be"):
+            config.load(tmp_path / "x.yaml", [wrong])
+    with pytest.raises(ConfigError, match=r"key 'rows\.9\.a' is unknown"):
+        config.load(tmp_path / "x.yaml", ["rows.9.a=1"])
+
+
 def test_set_of_an_unknown_key_suggests(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("prune: {keep: 1}\n")
     with pytest.raises(ConfigError, match=r"did you mean 'prune.keep'"):

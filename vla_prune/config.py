@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
 
@@ -48,19 +49,25 @@ def load(name: str | Path, overrides: Sequence[str] = (), kind: str = "") -> dic
 
     Args:
         name: path, or name of a shipped config.
-        overrides: ``a.b=c`` strings, later ones win. Only keys that exist or whose parent does.
+        overrides: ``a.b=c`` strings, later ones win; ``a.0.b=c`` in the first entry of a list.
+            Only keys that exist or whose parent does.
         kind: where to look for a bare name.
     """
     path = find(name, kind)
     config = _merged(path, ())
     for item in overrides:
-        key, separator, _ = item.partition("=")
+        key, separator, value = item.partition("=")
         if not separator:
             raise ConfigError(f"--set {item!r} has no '='; write --set a.b=value.")
-        if OmegaConf.select(config, key.rpartition(".")[0] or key, default=None) is None:
-            raise did_you_mean(f"{path}: --set", "key", key, _paths(config))
+        try:
+            if OmegaConf.select(config, key.rpartition(".")[0] or key, default=None) is None:
+                raise did_you_mean(f"{path}: --set", "key", key, _paths(config))
+            given = OmegaConf.from_dotlist([f"value={value}"])["value"]
+            OmegaConf.update(config, key, given)
+        except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
+            told = str(error).splitlines()[0]
+            raise ConfigError(f"{path}: --set {item!r} cannot be: {told}.") from error
     try:
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -88,7 +95,7 @@ def _merged(path: Path, above: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path}: extends itself through {', '.join(map(str, above))}.")
     try:
         config = OmegaConf.load(path)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path}: a config is a mapping of keys; this is a list or empty.")
