@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from tests.ros.scene import tiny_adapter
+from tests.recon.conftest import tiny_adapter
 from vla_prune.build import build_recipe
 from vla_prune.difficulty import disagreement, entropy, signals
 from vla_prune.policy import attach
+from vla_prune.pruner import Pruner
 
 
 def test_entropy_is_none_at_one_token_and_full_where_nothing_stands_out() -> None:
@@ -49,3 +52,17 @@ def test_a_policy_tells_them_when_asked_and_acts_the_same(keep: float) -> None:
     first, second = chunks[True]
     assert first.signals["disagreement"] == 0.5  # no action was seen yet
     assert second.signals["disagreement"] != 0.5
+
+
+def test_where_no_token_is_left_there_is_nothing_to_tell() -> None:
+    adapter = tiny_adapter()
+    (early,) = build_recipe("blind").cuts
+    with attach(
+        Pruner((early, replace(early, site="decoder.1"))), adapter, signals=True
+    ) as policy:
+        chunk = policy.act_one(adapter.example_observation(0), policy.new_state())
+    assert {site: len(kept) for site, kept in chunk.kept.items()} == {
+        "projector": 0,
+        "decoder.1": 0,
+    }
+    assert chunk.signals == {}

@@ -224,7 +224,7 @@ class PruneCall:
         total = min(sum(wanted), present) if counts is None else sum(counts)
         if total == present:
             self.kept[site] = view.index
-            if self.signals is not None:
+            if self.signals is not None and total:
                 with self.clock.stage("selection"):
                     self._scores(cut, view)
             return None, view.counts

@@ -275,6 +275,7 @@ def test_the_budget_follows_the_time_there_is() -> None:
         assert run(20) is None
         assert loop.health.state == "holding"
         assert "0.25, misses the deadline of 100 ms" in loop.health.reason
+        assert loop.health.rate.hz(clock.steady()) == 0.0  # nothing was sent for seconds
         machine.load = 1.0
         assert run(80) is not None
         assert loop.health.ladder_step == 0

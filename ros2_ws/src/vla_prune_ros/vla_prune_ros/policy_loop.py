@@ -16,7 +16,6 @@ import numpy as np
 from vla_prune.errors import ConfigError, VlaPruneError
 from vla_prune.runtime.clock import Clock, ClockWatch
 from vla_prune.runtime.deadline import DeadlineMonitor
-from vla_prune.tune.controller import Decision
 from vla_prune.tune.pilot import Pilot
 from vla_prune.types import ActionChunk, Observation, PolicyState
 from vla_prune_ros.cameras import Cameras, Views
@@ -225,8 +224,7 @@ class PolicyLoop:
         self.state = policy.new_state()
         senses.on_reset = self._forget
         self.pilot = pilot
-        if pilot is not None:
-            self.set_deadline(0.0)
+        self.set_deadline(0.0)
 
     def set_budget(self, keep_ratio: float) -> float:
         """From the next call on; returns what is in force. Raises as :meth:`Buckets.ask` does."""
@@ -260,8 +258,10 @@ class PolicyLoop:
         begun = self.clock.steady()
         self.pace.count(begun)
         state, late = self.state, self.clock.now() - sight.observation.stamp_s
-        decision = None if self.pilot is None else self.pilot.choose(late)
-        bucket = max(self.buckets.index, 0 if decision is None else decision.rung)
+        decision, bucket = None, self.buckets.index
+        if self.pilot is not None:
+            decision = self.pilot.choose(late)
+            bucket = max(bucket, decision.rung)
         try:
             chunk = self.policy.act_one(sight.observation, state, bucket)
         except VlaPruneError as error:
@@ -269,21 +269,26 @@ class PolicyLoop:
             self.health.holds(str(error))
             return None
         if decision is not None:
-            self._timed(decision, bucket, chunk, begun, late)
-        told = self._told(sight, chunk)
-        if told is None or decision is None or not decision.hand_over:
-            return told
-        # The policy goes on at the floor, so that an end of the load is seen.
-        self.health.holds(
-            f"even the smallest budget, {decision.keep_ratio:g}, misses the deadline of "
-            f"{1e3 * self.health.deadline.period_s:.0f} ms."
-        )
-        return None
+            self._timed(bucket, chunk, begun, late)
+        if decision is not None and decision.hand_over:
+            # The policy goes on at the floor, so that an end of the load is seen.
+            self.health.notes.extend(chunk.notes)
+            self.health.holds(
+                f"even the smallest budget, {decision.keep_ratio:g}, misses the deadline of "
+                f"{1e3 * self.health.deadline.period_s:.0f} ms."
+            )
+            return None
+        return self._told(sight, chunk)
 
-    def _timed(
-        self, decision: Decision, bucket: int, chunk: ActionChunk, begun: float, late: float
-    ) -> None:
-        """Tell the pilot and the status what a call took."""
+    def _timed(self, bucket: int, chunk: ActionChunk, begun: float, late: float) -> None:
+        """Tell the pilot and the status what a call took.
+
+        Args:
+            bucket: that it ran at.
+            chunk: that it made.
+            begun: steady time of its start, seconds.
+            late: how old its picture was then, seconds.
+        """
         ended, health = self.clock.steady(), self.health
         self.pilot.learn(bucket, ended - begun, chunk)
         health.slack_s = health.deadline.cycle(begun - late, begun, ended).slack_s
