@@ -1,4 +1,7 @@
-"""How sure a recipe's scores are: numbers for a controller that spends less on easy scenes."""
+"""How sure a recipe's scores are: numbers for a controller that spends less on easy scenes.
+
+Both measures are ours; the papers budget by a fixed share.
+"""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from vla_prune.build import build_recipe
 from vla_prune.errors import ActionError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
+from vla_prune.tune.controller import SCORE_SIGNALS
 from vla_prune.tune.pilot import Pilot
 from vla_prune.types import Observation
 
@@ -58,7 +59,7 @@ class RealtimePlayer(Player):
                 # Before a recipe is attached, which puts its own name on the attention kernel.
                 self._profiles[suite] = checked(self.config, suite, adapter)
             live = self.realtime.latency == "live"
-            read = row.controller and {"entropy", "disagreement"} & set(self.realtime.controller)
+            read = row.controller and set(SCORE_SIGNALS) & set(self.realtime.controller)
             with attach(pruners, adapter, live, signals=bool(read)) as policy:
                 for episode in group:
                     yield self._played(episode, policy)

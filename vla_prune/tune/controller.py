@@ -26,7 +26,8 @@ from vla_prune.errors import ConfigError
 
 QUICK = 3  # cycles whose median decides about going down
 WORST = 100.0  # load that stands for a call that never came back
-SIGNALS = ("entropy", "disagreement", "motion")
+SCORE_SIGNALS = ("entropy", "disagreement")  # what an attached policy tells when asked
+SIGNALS = (*SCORE_SIGNALS, "motion")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A controller at work: asked before each call of a policy, told afterwards. Numpy only.
+"""A controller at work: asked before each call of a policy, told afterwards. No torch.
 
 The same in simulation and on a robot. Example::
 
@@ -18,7 +18,13 @@ import numpy as np
 
 from vla_prune.config import check_keys
 from vla_prune.errors import ConfigError
-from vla_prune.tune.controller import Controller, ControllerConfig, Decision, Measurement
+from vla_prune.tune.controller import (
+    SCORE_SIGNALS,
+    Controller,
+    ControllerConfig,
+    Decision,
+    Measurement,
+)
 from vla_prune.types import ActionChunk
 
 
@@ -45,7 +51,7 @@ class Pilot:
     def reads_signals(self) -> bool:
         """Whether the policy has to be attached with ``signals``."""
         config = self.controller.config
-        return config.entropy is not None or config.disagreement is not None
+        return any(getattr(config, name) is not None for name in SCORE_SIGNALS)
 
     def set_period(self, seconds: float) -> None:
         """Another deadline from the next call on; 0 for the one that it began with.
@@ -72,6 +78,11 @@ class Pilot:
 
         A call that cut nothing, such as those that fill a recipe's history, took what the uncut
         rung takes; without one it says nothing of the load.
+
+        Args:
+            rung: the bucket it ran at, as ``choose`` said.
+            seconds: what it took, from picture to actions.
+            chunk: what came out.
         """
         seen = {"motion": float(np.linalg.norm(chunk.actions[0])), **chunk.signals}
         buckets = self.controller.config.buckets

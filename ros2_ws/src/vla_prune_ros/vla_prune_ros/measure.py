@@ -63,7 +63,11 @@ class Seen:
 
 def run_form(form: str, options: Any, lockstep: int = 0) -> tuple[list[Seen], Any]:
     """Start the nodes and the cameras, wait for the end; their logs."""
-    folder = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        return _run_form(form, options, lockstep, Path(folder))
+
+
+def _run_form(form: str, options: Any, lockstep: int, folder: Path) -> tuple[list[Seen], Any]:
     started, logs = [], []
     common = _arguments(options, form)
     try:
