@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vla_prune_sim.train.frames import Batch, FrameSet
+from vla_prune_sim.train.keyframes import draw, surprise
 from vla_prune_sim.train.pocket import pocket_config, word_tokenizer
 
 from vla_prune.adapters.openvla import OpenVLAAdapter, hashed_words
@@ -164,6 +165,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "settings.json").write_text(json.dumps(vars(args), indent=1))
         self.train, self.valid = FrameSet(args.demos), FrameSet(args.demos, held_out=True)
+        self.weight = self._weight()
         words = self.out / "policy" / "tokenizer.json"
         self.tokenizer = (
             Tokenizer.from_file(str(words))
@@ -218,7 +220,8 @@ class Trainer:
                 if self.step % args.save_every == 0 or self.step == args.steps:
                     line |= self.validate()
                     self.save()
-                    self.train.refresh()
+                    if len(self.train) != self.train.refresh():
+                        self.weight = self._weight()
                     self.valid.refresh()
                 print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
                 with (self.out / "curve.jsonl").open("a") as file:
@@ -227,7 +230,7 @@ class Trainer:
     def _step(self) -> dict[str, float]:
         rng = np.random.default_rng([self.args.seed, self.step])
         torch.manual_seed(int(rng.integers(1 << 31)))  # so that a resumed run draws the same noise
-        index = rng.integers(len(self.train), size=self.args.batch)
+        index = draw(rng, self.weight, self.args.batch, self.args.keyframes)
         batch = self.train.batch(index, self.args.shift, int(rng.integers(1 << 31)))
         keep = float(rng.choice(self.args.keep))
         if self.step >= self.args.steps * (1.0 - self.args.dense_tail):
@@ -381,6 +384,10 @@ class Trainer:
         entry["action"]["mask"] = [number != GRIPPER for number in range(actions.shape[-1])]
         return Statistics({self.args.suite: entry})
 
+    def _weight(self) -> np.ndarray:
+        states, chunks, *_ = zip(*self.train.rows, strict=True)
+        return surprise(np.stack(states), np.stack(chunks))
+
     def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer.encode_batch(batch.instructions)
         ids = torch.tensor([e.ids for e in encoded], device=self.device)
@@ -437,6 +444,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="decoder layer that dropout precedes; one of several at each step",
     )
     parser.add_argument("--dense-tail", type=float, default=0.1)
+    parser.add_argument(
+        "--keyframes", type=float, default=0.0, help="share of frames drawn by how surprising"
+    )
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--state-noise", type=float, default=0.02, help="on the state in [-1, 1]")
     parser.add_argument("--tower-from", help="model.safetensors whose image tower to begin with")

@@ -3,8 +3,9 @@
 The same layout as :mod:`vla_prune_sim.train.demos`: ``data/demo_i/obs/CAM_FRONT_rgb`` and so on,
 one frame at every plan (2 Hz). ``chunks`` is what the expert would do: the way of the rear axle
 in each of the next six half seconds, ``[6, 2]`` metres in the ego's frame. What is executed is
-disturbed in bursts (Laskey et al., DART, arXiv 1703.09327), so that the way back is seen. All keys
-stand in ``sim/drive/README.md``. Knows no model.
+disturbed in bursts (Laskey et al., DART, arXiv 1703.09327), so that the way back is seen. With
+``--policy`` that policy drives, and each of its looks comes with what the expert would do from
+there. All keys stand in ``sim/drive/README.md``. ::
 
     python -m vla_prune_sim.train.drive_demos --out runs/demos/drive --scenes 1000
 """
@@ -14,7 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -28,6 +32,10 @@ from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.world import steps_of
 
+from vla_prune.errors import VlaPruneError
+
+# From a frame, as it is recorded, and the expert's plan to the plan that is executed, `[6, 2]`.
+Executor = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
 VIEW, SIZE, PATCHES = (256, 144), 144, 12
 CLASSES = ("background", "road", "vehicle", "person", "obstacle")
 LEAST = {2: 0.08, 3: 0.04, 4: 0.04}  # share of a patch from which on it shows a class
@@ -41,8 +49,8 @@ class Disturbance:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng, self._left, self._calm = rng, 0, 0
 
-    def __call__(self, plan: np.ndarray) -> np.ndarray:
-        """The plan to execute instead of ``plan``, ``[6, 2]``."""
+    def __call__(self, frame: dict[str, np.ndarray], plan: np.ndarray) -> np.ndarray:
+        """The plan to execute instead of the expert's."""
         rng = self._rng
         if self._left == 0:
             self._calm += 1
@@ -59,25 +67,52 @@ class Disturbance:
 def record(seed: int) -> tuple[dict[str, np.ndarray], dict] | None:
     """One drive through the town of a seed, or None if the expert failed there undisturbed."""
     rng = np.random.default_rng([seed, 1])
-    scene = make_scene(seed)
     disturb = Disturbance(rng) if rng.random() < 0.8 else None
+    arrays, about = _drive(seed, disturb or (lambda _, plan: plan))
+    if about["ended"] != "time" and disturb is None:
+        return None
+    return arrays, about | {"disturbed": disturb is not None}
+
+
+def dagger(
+    seed: int, policies: Sequence[Callable[[], Executor]]
+) -> tuple[dict[str, np.ndarray], dict]:
+    """One drive of a policy's own, as in DAgger (Ross, Gordon, Bagnell 2011, arXiv 1011.0686).
+
+    The expert is in control of every fourth look.
+
+    Args:
+        seed: of the town.
+        policies: of which one drives.
+    """
+    rng = np.random.default_rng([seed, 2])
+    policy = policies[int(rng.integers(len(policies)))]()
+
+    def execute(frame: dict[str, np.ndarray], plan: np.ndarray) -> np.ndarray:
+        own = policy(frame, plan)
+        return plan if rng.random() < 0.25 else own
+
+    arrays, about = _drive(seed, execute)
+    return arrays, about | {"disturbed": False}
+
+
+def _drive(seed: int, execute: Executor) -> tuple[dict[str, np.ndarray], dict]:
+    scene = make_scene(seed)
     simulation, driver = Simulation(scene, "idm"), RuleExpert()
     renderer = Renderer(scene, VIEW, FRONT)
     kinds = _kinds(scene)
     rows: dict[str, list] = {}
     while not simulation.over:
         plan = driver.plan(simulation.situation())
-        for key, value in _frame(simulation, renderer, kinds, plan).items():
+        frame = _frame(simulation, renderer, kinds, plan)
+        for key, value in frame.items():
             rows.setdefault(key, []).append(value)
-        simulation.advance(plan if disturb is None else disturb(plan))
-    if simulation.ended != "time" and disturb is None:
-        return None
+        simulation.advance(execute(frame, plan))
     arrays = {key: np.stack(value) for key, value in rows.items()}
     about = {
         "instruction": INSTRUCTION,
         "seed": seed,
         "scenario": scene.scenario,
-        "disturbed": disturb is not None,
         "ended": simulation.ended,
     }
     return arrays, about
@@ -141,14 +176,19 @@ def _offsets(simulation: Simulation) -> np.ndarray:
     return np.array([left, 10.0 * turn, min(free, FAR_M) / 10.0], np.float32) / 10.0
 
 
-def write_shard(path: Path, scenes: int, seed: int) -> tuple[int, int]:
+def write_shard(
+    path: Path,
+    scenes: int,
+    seed: int,
+    make: Callable[[int], tuple[dict[str, np.ndarray], dict] | None] = record,
+) -> tuple[int, int]:
     """Make one file; returns how many demonstrations and frames it has."""
     part = path.with_suffix(".part")
     count = frames = 0
     with h5py.File(part, "w") as file:
         data = file.create_group("data")
         for number in range(scenes):
-            made = record(seed + number)
+            made = make(seed + number)
             if made is None:
                 continue
             arrays, about = made
@@ -175,6 +215,36 @@ def write_shard(path: Path, scenes: int, seed: int) -> tuple[int, int]:
     return count, frames
 
 
+def _policies(args: argparse.Namespace) -> list[Callable[[], Executor]]:
+    """One for each recipe, all on one model, each call a fresh start."""
+    from vla_prune.build import build_adapter, build_recipe
+
+    adapter = build_adapter(args.policy)
+    entries = [recipe.partition(":") for recipe in args.recipes]
+    return [
+        partial(
+            _policy, adapter, build_recipe(name, float(keep) if keep else None, (), args.cut_layer)
+        )
+        for name, _, keep in entries
+    ]
+
+
+def _policy(adapter: Any, pruner: Any) -> Executor:
+    """What this policy makes of each frame; it is attached anew for every look."""
+    from vla_prune.policy import attach
+    from vla_prune.types import Observation, PolicyState
+
+    state = PolicyState()
+
+    def execute(frame: dict[str, np.ndarray], _: np.ndarray) -> np.ndarray:
+        images = {name: frame[f"obs/{name}_rgb"] for name in FRONT}
+        with attach(pruner, adapter) as policy:
+            seen = Observation(images, INSTRUCTION, frame["states8"])
+            return np.cumsum(policy.act_one(seen, state).actions, axis=0)
+
+    return execute
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -182,17 +252,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--per-shard", type=int, default=20)
     parser.add_argument("--first", type=int, default=100_000, help="seed of the first town")
+    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives (DAgger)")
+    parser.add_argument(
+        "--recipes", nargs="+", default=["dense"], help="NAME or NAME:KEEP; one a drive"
+    )
+    parser.add_argument("--cut-layer", type=int, default=2, help="of those recipes")
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
     index, of = (int(part) for part in args.worker.split("/"))
     args.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
+    try:
+        make = partial(dagger, policies=_policies(args)) if args.policy else record
+    except VlaPruneError as error:
+        parser.error(str(error))
     start, seen = time.time(), 0
     for shard in range(-(-args.scenes // args.per_shard)):
         path = args.out / f"shard_{shard:04d}.hdf5"
         if shard % of != index or path.exists():
             continue
-        count, frames = write_shard(path, args.per_shard, args.first + shard * args.per_shard)
+        count, frames = write_shard(
+            path, args.per_shard, args.first + shard * args.per_shard, make
+        )
         seen += frames
         rate = seen / (time.time() - start)
         print(f"{path.name}: {count} drives, {frames} frames; {rate:.1f} frames/s", flush=True)
