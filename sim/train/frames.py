@@ -98,16 +98,23 @@ class FrameSet:
             self.rows.append((state[row], chunks[row], patches[row].reshape(-1), offsets[row]))
             self.sentences.append(str(demo.attrs["instruction"]))
 
-    def batch(self, index: np.ndarray, shift: int = 0, seed: int | None = None) -> Batch:
-        """Frames at ``index``; with a seed, images are jittered in place, gain and noise."""
-        images = np.stack([self.images[i] for i in index])  # [B, V, H, W, 3]
-        images = torch.from_numpy(images).permute(0, 1, 4, 2, 3).float().div_(255.0)
-        if seed is not None:
-            images = augment(images, shift, torch.Generator().manual_seed(seed))
+    def batch(
+        self, index: np.ndarray, shift: int = 0, seed: int | None = None, images: bool = True
+    ) -> Batch:
+        """Frames at ``index``; with a seed, images are jittered in place, gain and noise.
+
+        Without ``images`` there are none in the batch: ``[0]``.
+        """
+        seen = torch.empty(0)
+        if images:
+            stacked = np.stack([self.images[i] for i in index])  # [B, V, H, W, 3]
+            seen = torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).float().div_(255.0)
+        if images and seed is not None:
+            seen = augment(seen, shift, torch.Generator().manual_seed(seed))
         columns = [np.stack(column) for column in zip(*(self.rows[i] for i in index), strict=True)]
         state, actions, labels, offsets = (torch.from_numpy(column) for column in columns)
         return Batch(
-            images, state, actions, labels.long(), offsets, [self.sentences[i] for i in index]
+            seen, state, actions, labels.long(), offsets, [self.sentences[i] for i in index]
         )
 
 

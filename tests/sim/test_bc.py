@@ -176,3 +176,27 @@ def test_the_card_says_what_was_measured_last(tmp_path) -> None:
     )
     assert "| dense | 100% | 3 | 75.0% |" in card
     assert "50.0%" not in card
+
+
+def test_a_frozen_tower_stays_as_it_was_and_the_rest_learns(demos, tmp_path) -> None:
+    trainer(demos, tmp_path, 4).run()
+    before = weights(tmp_path)
+    trainer(demos, tmp_path, 8, "--freeze-tower").run()
+    after = weights(tmp_path)
+    towers = [name for name in before if name.startswith("average.towers.")]
+    assert towers
+    for name in towers:
+        assert torch.allclose(after[name], before[name]), name
+        assert torch.allclose(after[name.replace("average", "model")], before[name]), name
+    assert any(not torch.equal(after[k], before[k]) for k in before if k.startswith("model.projector"))
+
+
+def test_remembered_features_are_those_of_the_pictures(demos, tmp_path) -> None:
+    made = trainer(demos, tmp_path, 1, "--freeze-tower")
+    made.model.eval()
+    for index in (np.array([0, 3, 3]), np.array([3, 5])):
+        batch, features = made.cache.batch(index)
+        with torch.inference_mode():
+            wanted = made.model.vision_features(made.train.batch(index).images)
+        torch.testing.assert_close(features, wanted, atol=2e-3, rtol=2e-3)
+        np.testing.assert_array_equal(batch.actions, made.train.batch(index).actions)
