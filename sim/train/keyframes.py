@@ -15,18 +15,20 @@ MOST = 8.0  # times the mean weight: a few odd frames shall not fill every batch
 
 
 def surprise(states: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-    """How far each chunk is from what the state alone tells, ``[F]``, mean 1 before it is capped.
+    """How far each chunk is from what the state alone tells, squared: ``[F]``, mean 1 uncapped.
+
+    Each number of a chunk counts by what it is usually off, so that braking weighs like steering.
 
     Args:
         states: ``[F, P]`` physical units.
         chunks: ``[F, chunk, A]`` physical units.
     """
     wanted = chunks.reshape(len(chunks), -1).astype(np.float64)
-    wanted = wanted / np.maximum(wanted.std(axis=0), 1e-6)
     known = (states - states.mean(axis=0)) / np.maximum(states.std(axis=0), 1e-6)
     known = np.concatenate([known, known**2, np.ones((len(known), 1))], axis=1)
     told = known @ np.linalg.lstsq(known, wanted, rcond=None)[0]
-    wrong = np.abs(wanted - told).mean(axis=1)
+    wrong = np.abs(wanted - told)
+    wrong = (wrong / np.maximum(wrong.mean(axis=0), 1e-6)).mean(axis=1) ** 2
     return np.minimum(wrong / max(wrong.mean(), 1e-12), MOST)
 
 
