@@ -197,13 +197,19 @@ def drive(scene: Scene, driver: Driver, agents: str = "idm", steps: int = 5) -> 
 
 
 def _logged(scene: Scene, step: int) -> Body:
-    """The ego's body as the log has it."""
-    speed = float(scene.ego_speed[step])
-    after, before = (
-        scene.ego_speed[min(step + 1, scene.steps - 1)],
-        scene.ego_speed[max(step - 1, 0)],
-    )
-    turn = wrap(scene.ego[min(step + 1, scene.steps - 1), 2] - scene.ego[max(step - 1, 0), 2])
-    yaw_rate = float(turn) / (2 * STEP_S)
+    """The ego's body as the log has it; from the second step on, of nothing that came later.
+
+    Its motion is that of the parabola through the last half second.
+    """
+    if step == 0:
+        return Body(scene.ego[0].copy(), float(scene.ego_speed[0]), 0.0, 0.0)
+    poses = scene.ego[max(0, step - 5) : step + 1]
+    moved, heading = np.diff(poses[:, :2], axis=0), np.unwrap(poses[:, 2])
+    middle = (heading[1:] + heading[:-1]) / 2
+    way = np.append(0.0, np.cumsum(moved[:, 0] * np.cos(middle) + moved[:, 1] * np.sin(middle)))
+    times = STEP_S * np.arange(1 - len(poses), 1)
+    degree = min(2, len(poses) - 1)
+    fit = np.polynomial.polynomial.polyfit(times, np.stack([way, heading], -1), degree)
+    (speed, yaw_rate), accel = fit[1], 2.0 * fit[2, 0] if degree == 2 else 0.0
     steer = np.arctan(yaw_rate * EGO_WHEELBASE / speed) if speed > 0.5 else 0.0
-    return Body(scene.ego[step].copy(), speed, float(after - before) / (2 * STEP_S), float(steer))
+    return Body(poses[-1].copy(), float(speed), float(accel), float(steer))

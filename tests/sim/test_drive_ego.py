@@ -216,9 +216,20 @@ class TestSimulation:
         # 8 m/s straight on, a second ago 8 m behind, route straight and free of turns.
         wanted = [8.0, 0.0, 0.0, 0.0, -8.0, 0.0, 1.0, 0.0, 0.0, 1.0]
         np.testing.assert_allclose(state, wanted, atol=1e-5)
-        other = replace(scene, ego=scene.ego + np.r_[0, 0, 0][None], ego_speed=scene.ego_speed)
-        other.ego[PRIMED + 2 :] += 5.0
+        other = replace(scene, ego=scene.ego.copy(), ego_speed=scene.ego_speed.copy())
+        other.ego[PRIMED + 1 :] += 5.0
+        other.ego_speed[PRIMED + 1 :] += 5.0
         np.testing.assert_array_equal(Simulation(other).state(), state)
+
+    def test_the_last_logged_body_moves_as_the_log_did(self, town: Scene):
+        time = STEP_S * np.arange(STEPS)
+        heading = 0.05 * (8.0 * time - time**2)  # a bend of 20 m, braking by 2 m/s^2
+        bend = np.stack([20 * np.sin(heading), 20 * (1 - np.cos(heading)), heading], axis=-1)
+        scene = replace(straight(town, tracks(FAR)), ego=bend)
+        body = Simulation(scene).record.bodies[PRIMED]
+        assert body.speed == pytest.approx(6.0, rel=0.01)
+        assert body.accel == pytest.approx(-2.0, rel=0.02)
+        assert body.yaw_rate == pytest.approx(0.3, rel=0.02)
 
     def test_it_ends_at_a_collision_and_far_off_the_route(self, town: Scene):
         wall = straight(town, tracks(("vehicle.truck", line(60.0, 0.0, 0.0))))
