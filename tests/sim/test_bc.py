@@ -201,3 +201,16 @@ def test_remembered_features_are_those_of_the_pictures(demos, tmp_path) -> None:
             wanted = made.model.vision_features(made.train.batch(index).images)
         torch.testing.assert_close(features, wanted, atol=2e-3, rtol=2e-3)
         np.testing.assert_array_equal(batch.actions, made.train.batch(index).actions)
+
+
+def test_a_low_quantile_learns_the_careful_way_and_half_the_median() -> None:
+    seen = torch.tensor([[1.0, 1.0]] * 4 + [[9.0, 9.0]] * 6)  # the expert brakes four times in ten
+    best = {}
+    for quantile in (0.5, 0.3):
+        asked = torch.linspace(0.0, 10.0, 101)
+        losses = torch.stack(
+            [bc.quantile_error(a.expand_as(seen), seen, quantile).mean(0) for a in asked]
+        )
+        best[quantile] = asked[losses.argmin(0)].tolist()
+    assert best[0.5] == pytest.approx([9.0, 9.0])
+    assert best[0.3] == pytest.approx([1.0, 9.0])
