@@ -69,6 +69,7 @@ def card(
             lr=settings["lr"],
             seed=settings["seed"],
             dropout=_dropout(settings),
+            drawn=_drawn(settings),
             commit=report.commit(),
             processor=report.machine()["processor"],
             curve=_curve(curve),
@@ -95,6 +96,19 @@ def _dropout(settings: Mapping[str, Any]) -> str:
     places = [f"layer {layer}" if layer else "the decoder" for layer in settings["drop_layer"]]
     where = " or ".join(places)
     return f"a random share ({shares}) of the visual tokens pass {where} while training{but}{end}"
+
+
+def _drawn(settings: Mapping[str, Any]) -> str:
+    told = ["all alike"]
+    if share := settings.get("keyframes"):
+        told = [
+            f"{share:.0%} of them drawn by how far the expert's chunk is from what the state tells"
+        ]
+    if (quantile := settings.get("quantile", 0.5)) != 0.5:
+        told.append(f"the way ahead learned at its quantile {quantile:g}, which is careful")
+    if settings.get("freeze_tower"):
+        told.append("the image tower frozen in the last part")
+    return "; ".join(told)
 
 
 def _curve(curve: list[Mapping[str, float]]) -> str:

@@ -152,6 +152,12 @@ def test_a_look_says_how_much_of_a_class_is_among_the_best_tokens(demos, tmp_pat
     assert look.recall(adapter, frames, index, 0, "vehicle", 0.25) == 0.25
 
 
+def test_the_card_says_how_frames_counted() -> None:
+    told = ship._drawn({"keyframes": 0.5, "quantile": 0.35, "freeze_tower": True})
+    for word in ("50% of them", "quantile 0.35", "tower frozen"):
+        assert word in told
+
+
 def test_the_card_says_how_tokens_were_dropped(demos, tmp_path) -> None:
     made = trainer(demos, tmp_path / "run", 2, "--keep", "0.5", "1", "--dense-tail", "0")
     made.run()
@@ -160,6 +166,7 @@ def test_the_card_says_how_tokens_were_dropped(demos, tmp_path) -> None:
     assert (
         "| a random share (0.5, 1) of the visual tokens pass the decoder while training |" in card
     )
+    assert "| how frames count | all alike |" in card
 
 
 def test_the_card_says_what_was_measured_last(tmp_path) -> None:
