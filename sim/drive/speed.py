@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +34,8 @@ from vla_prune_sim.drive.score import feasible_m, score
 from vla_prune_sim.drive.simulation import PRIMED, Simulation, drive
 from vla_prune_sim.drive.traffic import Traffic
 from vla_prune_sim.drive.vehicle import PLAN_POINTS
+
+from vla_prune import report
 
 VIEW = (400, 224)
 
@@ -89,7 +90,6 @@ def measure(root: Path, scenes: int = 2, plans: int = 38) -> dict[str, Any]:
         "most_agents": agents,
         "view": VIEW,
         "cameras": len(env.cameras),
-        "processor": platform.processor() or platform.machine(),
     }
 
 
@@ -144,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with TemporaryDirectory() as folder:
         root = args.root or make_root(Path(folder) / "root", args.scenes, args.seed)
-        print(json.dumps(measure(root, args.scenes, args.plans)))
+        about = report.provenance(args.seed, "python -m vla_prune_sim.drive.speed")
+        print(json.dumps(about | measure(root, args.scenes, args.plans)))
 
 
 if __name__ == "__main__":

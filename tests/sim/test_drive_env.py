@@ -1,6 +1,7 @@
 """Driving as an environment, as the rollout harness sees it, and the worlds it is given."""
 
 import filecmp
+import json
 from pathlib import Path
 
 import gymnasium
@@ -9,6 +10,7 @@ import pytest
 import vla_prune_sim
 from gymnasium.utils.env_checker import check_env
 from vla_prune_sim import rollout, table
+from vla_prune_sim.drive import speed
 from vla_prune_sim.drive.env import FRONT, DriveEnv
 from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.make_world import make_root
@@ -168,3 +170,12 @@ def test_a_table_of_drivers_and_recipes(root: Path, tmp_path: Path):
     assert expert["ep"] == pytest.approx(1.0, abs=0.05)
     assert by_name["dual_level"]["tokens"] == 12
     assert expert["diff"] == pytest.approx(expert["score"] - by_name["dense"]["score"])
+
+
+def test_what_a_step_costs_is_told_with_its_machine(root: Path, capsys) -> None:
+    speed.main(["--root", str(root), "--scenes", "1", "--plans", "2"])
+    told = json.loads(capsys.readouterr().out)
+    assert {"command", "commit", "machine", "seed"} <= set(told)
+    assert told["steps"] == 10
+    assert told["cameras"] == len(FRONT)
+    assert 0 < told["traffic_and_metrics_share"] < 1
