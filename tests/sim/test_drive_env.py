@@ -94,8 +94,8 @@ def test_the_same_plans_give_the_same_drive(env: DriveEnv):
     def drive() -> list[np.ndarray]:
         obs, _ = env.reset(seed=5)
         seen = [obs]
-        for speed in (5.0, 6.0, 3.0):
-            seen.append(env.step(plan(speed))[0])
+        for pace in (5.0, 6.0, 3.0):
+            seen.append(env.step(plan(pace))[0])
         return [np.append(o["state"], o["images"]["CAM_FRONT"].ravel()) for o in seen]
 
     np.testing.assert_array_equal(drive(), drive())
