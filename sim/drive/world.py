@@ -58,7 +58,6 @@ class DriveWorld:
                 raise did_you_mean("run: sim", "option", name, known | own)
         self.root = root or str(ensure_root(Path(folder), scenes, seed))
         self.options = options
-        self._feasible: dict[tuple, float] = {}
 
     @classmethod
     def survey(cls, **options: Any) -> Survey:
@@ -69,7 +68,7 @@ class DriveWorld:
 
     def open(self, suite: str, task: int) -> DriveEpisodes:
         """One scene, ready to be driven."""
-        return DriveEpisodes(self.root, task, self.options, self._feasible)
+        return DriveEpisodes(self.root, task, self.options)
 
 
 class DriveEpisodes:
@@ -89,13 +88,7 @@ class DriveEpisodes:
     instructions = (INSTRUCTION,)
     step_s = STEP_S
 
-    def __init__(
-        self,
-        root: str,
-        task: int,
-        options: dict[str, Any],
-        feasible: dict[tuple, float] | None = None,
-    ) -> None:
+    def __init__(self, root: str, task: int, options: dict[str, Any]) -> None:
         self.env = DriveEnv(root, lazy_images=True, **options)
         names = self.env.world.names
         if not 0 <= task < len(names):
@@ -106,8 +99,6 @@ class DriveEpisodes:
         self.name, self.assets = names[task], count_scenes(root)[1]
         self.over, self.outcome, self.steps = True, dict(NOTHING), 0
         self._driver: drivers.Driver | None = None
-        # Found once for all policies that drive this scene: scene, agents and step -> metres.
-        self._known = {} if feasible is None else feasible
 
     def start(self, state: int, seed: int) -> Observation:
         """Begin the drive; a scene has one start, so ``state`` and ``seed`` only name it."""
@@ -149,18 +140,11 @@ class DriveEpisodes:
         self.steps = len(simulation.record.bodies)
         if simulation.over:
             self.over = True
-            self.outcome = score(simulation, self._feasible_m())
+            expert = _expert(self.env.world, self.name, self.env.agents)
+            by = simulation.step_index if simulation.ended == "envelope" else None
+            self.outcome = score(simulation, feasible_m(expert, by))
             if simulation.envelope is not None:
                 self.outcome["inside"] = simulation.inside
-
-    def _feasible_m(self) -> float:
-        simulation = self.env.simulation
-        by = simulation.step_index if simulation.ended == "envelope" else None
-        key = (self.name, self.env.agents, by)
-        if key not in self._known:
-            expert = _expert(self.env.world, self.name, self.env.agents)
-            self._known[key] = feasible_m(expert, by)
-        return self._known[key]
 
     def guide(self, driver: str) -> Observation:
         """Follow a reference driver's plan."""
