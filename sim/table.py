@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def short(
         control = row.get("control", "none")
         told.append({"name": name if control == "none" else f"{name}, {control}", **row})
     columns = dict.fromkeys(name for row in told for name in row)
-    hidden = {"recipe", "driver", "control", "macs", "variant"}
+    hidden = {"recipe", "driver", "control", "macs", "variant", "parts_diff"}
     hidden |= {"suite"} if len({row["suite"] for row in rows}) == 1 else set()
     return told, [c for c in columns if c not in hidden and not c.endswith(report.UNITS)]
 
@@ -91,6 +91,8 @@ def _summary(
     if errors := sum("error" in r for r in group):
         summary["errors"] = errors
     summary |= {"diff": difference, "diff_ci": list(interval)}
+    if told := _parts_diff(parts, measure, paired, dense):
+        summary["parts_diff"] = told
     if "driver" in first:
         return summary
     counts = [macs.of(r) for r in group if "calls" in r]
@@ -101,6 +103,25 @@ def _summary(
         "macs": float(np.mean([macs for _, macs in counts])) if counts else None,
         "time_ratio": float(np.median(ratios)) if ratios else dense_ratio,
     }
+
+
+def _parts_diff(
+    parts: Iterable[str],
+    measure: str,
+    paired: Sequence[Mapping[str, Any]],
+    dense: Mapping[tuple, Any],
+) -> dict[str, list[float]]:
+    """Part of the outcome -> difference to dense, and the ends of its interval; shares only."""
+    told = {}
+    for name in parts:
+        if name == measure or name.endswith(report.UNITS):
+            continue
+        values = [(r["outcome"].get(name), dense[_place(r)]["outcome"].get(name)) for r in paired]
+        known = [pair for pair in values if None not in pair]
+        if known:
+            difference, interval = report.paired_interval(*zip(*known, strict=True))
+            told[name] = [difference, *interval]
+    return told
 
 
 class _Macs:

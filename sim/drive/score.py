@@ -43,10 +43,20 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
     Args:
         simulation: a drive that is over.
         feasible_m: how far along the route a reference driver gets in this scene, metres; where
-            the drive strayed from its log, by then.
+            the drive strayed from its log or was run into, by then.
     """
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
     return {name: parts[name] for name in (*PARTS, *BESIDE)}
+
+
+def blameless(simulation: Simulation) -> bool:
+    """Whether a contact ended the drive that was not the ego's fault."""
+    if simulation.ended != "collision":
+        return False
+    driven = as_drive(simulation, 0.0)
+    lane = _ground(simulation.scene.map).in_lane(driven.ego)
+    found = closed_loop.hits(driven, lane, closed_loop.first_contacts(driven))
+    return not any(hit.at_fault for hit in found)
 
 
 def feasible_m(expert: Simulation, step: int | None = None) -> float:

@@ -19,7 +19,7 @@ from vla_prune_sim.drive.env import INSTRUCTION, DriveEnv, as_observation
 from vla_prune_sim.drive.load import count_scenes
 from vla_prune_sim.drive.make_world import ensure_root
 from vla_prune_sim.drive.scene import STEP_S
-from vla_prune_sim.drive.score import feasible_m, score
+from vla_prune_sim.drive.score import PARTS, blameless, feasible_m, score
 from vla_prune_sim.drive.simulation import Simulation, drive
 from vla_prune_sim.drive.vehicle import PLAN_POINTS
 from vla_prune_sim.realtime.move import Move
@@ -28,7 +28,7 @@ from vla_prune_sim.survey import Survey
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.types import Observation
 
-NOTHING = {"score": 0.0}  # what a drive is worth that never came to its end
+NOTHING = dict.fromkeys(PARTS, 0.0)  # what a drive is worth that never came to its end
 
 
 class DriveWorld:
@@ -141,7 +141,9 @@ class DriveEpisodes:
         if simulation.over:
             self.over = True
             expert = _expert(self.env.world, self.name, self.env.agents)
-            by = simulation.step_index if simulation.ended == "envelope" else None
+            # Cut short by no fault of its own: measured by what could be made until then.
+            cut = simulation.ended == "envelope" or blameless(simulation)
+            by = simulation.step_index if cut else None
             self.outcome = score(simulation, feasible_m(expert, by))
             if simulation.envelope is not None:
                 self.outcome["inside"] = simulation.inside

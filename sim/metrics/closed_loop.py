@@ -29,7 +29,7 @@ OFF_ROAD_M = 0.3
 AGAINST_M = (2.0, 6.0)
 AHEAD, BEHIND = np.deg2rad(30.0), np.deg2rad(150.0)
 TTC_TIMES = np.arange(1, 10) * STEP_S  # those below nuPlan's bound of 0.95 s
-SHORT_M, LEAST_PROGRESS = 5.0, 0.2
+SHORT_M, LEAST_PROGRESS, CREEP_M = 5.0, 0.2, 0.1
 ROUTE_REACH_M = 10.0
 
 
@@ -273,9 +273,13 @@ def route_progress(driven_m: float, feasible_m: float) -> float:
     return 1.0 if feasible_m < SHORT_M else float(np.clip(driven_m / feasible_m, 0.0, 1.0))
 
 
-def making_progress(ep: float) -> float:
-    """The gate: 0 where less than a fifth of the feasible progress was made, else 1 (nuPlan)."""
-    return float(ep >= LEAST_PROGRESS)
+def making_progress(driven_m: float, feasible_m: float) -> float:
+    """The gate: 0 where less than a fifth of the feasible progress was made, else 1 (nuPlan).
+
+    Both count as 0.1 m at least, as in nuPlan; the 5 m of NAVSIM are for `route_progress`.
+    """
+    driven_m, feasible_m = max(driven_m, CREEP_M), max(feasible_m, CREEP_M)
+    return float(driven_m >= LEAST_PROGRESS * feasible_m)
 
 
 def score(drive: Drive, ground: Ground | None = None) -> dict[str, Any]:
@@ -304,7 +308,8 @@ def score(drive: Drive, ground: Ground | None = None) -> dict[str, Any]:
     fault = faults[0] if faults else None
     nc, dac = no_at_fault_collision(found), float(off_road < OFF_ROAD_M)
     ep = route_progress(driven, drive.feasible_m)
-    ttc, ease, gate = float(np.isinf(ttc_s)), comfort(terms), making_progress(ep)
+    ttc, ease = float(np.isinf(ttc_s)), comfort(terms)
+    gate = making_progress(driven, drive.feasible_m)
     return {
         "score": gate * nc * dac * (5 * ep + 5 * ttc + 2 * ease) / 12,
         "gate": gate,

@@ -7,7 +7,7 @@ import pytest
 from vla_prune_sim.drive import drivers
 from vla_prune_sim.drive.geometry import Polyline, corners, overlap
 from vla_prune_sim.drive.scene import STEP_S, Scene, Tracks, ego_centre
-from vla_prune_sim.drive.score import feasible_m, score
+from vla_prune_sim.drive.score import blameless, feasible_m, score
 from vla_prune_sim.drive.simulation import PRIMED, Simulation, command, drive
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.traffic import Traffic
@@ -241,6 +241,26 @@ class TestSimulation:
         assert simulation.ended == "off_route"
         behind = straight(town, tracks(("vehicle.car", line(-30.0, 0.0, 14.0))), speed=4.0)
         assert drive(behind, drivers.make("stop"), "log").ended == "time"
+
+    def test_who_is_run_into_is_measured_by_what_could_be_done_until_then(self, town: Scene):
+        # In its lane at 8 m/s, rammed in the side by somebody who follows a log.
+        there = town.ego[PRIMED + 30, :2]
+        lane = replace(town, tracks=tracks(FAR))
+        gone = drive(lane, drivers.make("log_expert"), "log")
+        side = town.ego[PRIMED + 30, 2] + np.pi / 2
+        away = 9.0 * STEP_S * (np.arange(STEPS) - PRIMED - 30)
+        rams = np.stack(
+            [there[0] + away * np.cos(side), there[1] + away * np.sin(side), 0 * away + side], -1
+        )
+        scene = replace(lane, tracks=tracks(("vehicle.car", rams)))
+        struck = drive(scene, drivers.make("log_expert"), "log")
+        assert struck.ended == "collision"
+        assert not blameless(gone)
+        parts = score(struck, feasible_m(gone, struck.step_index))
+        assert blameless(struck) == (parts["nc"] == 1.0)
+        assert blameless(struck)
+        assert parts["ep"] > 0.9
+        assert score(struck, feasible_m(gone))["ep"] < 0.5
 
     def test_the_same_scene_is_driven_the_same_way(self, town: Scene):
         once, again = (drive(town, drivers.make("rule_expert")) for _ in range(2))

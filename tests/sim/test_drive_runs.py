@@ -78,6 +78,10 @@ def test_one_config_drives_every_kind_of_root(roots, tmp_path, caplog, kind, ass
     by_name = {row.get("recipe") or row["driver"]: row for row in reversed(document["rows"])}
     assert by_name["rule_expert"]["score"] > by_name["stop"]["score"]
     assert (by_name["blind"]["tokens"], by_name["dual_level"]["tokens"]) == (0, 12)
+    difference, low, high = by_name["stop"]["parts_diff"]["ep"]
+    assert difference == pytest.approx(by_name["stop"]["ep"] - by_name["dense"]["ep"])
+    assert low <= difference <= high
+    assert set(by_name["stop"]["parts_diff"]) == set(PARTS) - {"score"}
 
 
 def test_tasks_that_are_not_there_are_named(roots, tmp_path):
@@ -118,7 +122,11 @@ def test_a_scene_that_is_too_short_ends_its_episodes_and_not_the_run(tmp_path):
         save(tmp_path, whole, f"{name}.pkl")
     run_config = smoke(tmp_path, f"sim.root={tmp_path}")
     rows = [rollout.Row("dense"), rollout.Row(driver="stop")]
-    results = rollout.run(replace(run_config, rows=rows))
+    run_config = replace(run_config, rows=rows)
+    results = rollout.run(run_config)
+    broken = [r["outcome"] for r in results if "error" in r]
+    assert len(broken) == 2
+    assert broken[0] == dict.fromkeys(PARTS, 0.0), "what broke counts 0 in each part"
     said = {r["task"]: r.get("error", "") for r in results if "driver" in r}
     assert said[0] == ""
     assert said[1].startswith("short has 5 steps of 0.1 s; a drive takes over after 10 and needs")

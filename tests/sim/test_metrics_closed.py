@@ -93,9 +93,12 @@ def test_a_comfortable_stop_scores_nothing():
 
 
 def test_standing_where_nothing_was_feasible_is_no_fault():
-    parts = score(drive(0.0, feasible=4.9))
+    parts = score(drive(0.0, feasible=0.4))
     assert (parts["ep"], parts["gate"], parts["score"]) == (1.0, 1.0, 1.0)
-    assert score(drive(0.0, feasible=5.0))["score"] == 0.0
+    for feasible in (0.6, 4.9, 5.0):
+        assert score(drive(0.0, feasible=feasible))["score"] == 0.0
+    creeping = score(drive(0.1, feasible=4.9))  # 1 m in 10 s
+    assert (creeping["ep"], creeping["gate"]) == (1.0, 1.0)
 
 
 def test_the_gate_opens_at_a_fifth():
