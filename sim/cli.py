@@ -117,12 +117,15 @@ def make(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.")],
     scenes: Annotated[int, typer.Option(help="How many drives of twenty seconds.")] = 4,
     seed: Annotated[int, typer.Option(help="Another seed, other towns.")] = 7,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Draw the 12 Hz pictures, too: six times as long.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a nuScenes root of synthetic towns, with maps, tables and pictures."""
     from vla_prune_sim.drive.make_world import make_root
 
     with progress("scenes") as update:
-        make_root(folder, scenes, seed, lambda number: update((number - 1) / scenes))
+        make_root(folder, scenes, seed, lambda n: update((n - 1) / scenes), sweeps)
     out.print(f"{scenes} scenes in {folder}", highlight=False)
     emit({"root": str(folder), "scenes": scenes, "seed": seed, "synthetic": True}, as_json)

@@ -86,6 +86,8 @@ class RuleExpert:
 
     Args:
         top_mps: cruising speed where the road is straight and free.
+        gap_m: kept in front and behind besides 0.3 m; who learns from pictures errs by more.
+        headway_s: of the road ahead that belongs to it as well.
     """
 
     TIMES = 0.25 * np.arange(1, 21)  # seconds, looked ahead
@@ -95,10 +97,9 @@ class RuleExpert:
     OFFSETS = np.array([0.0, 0.7, -0.7, 1.4, -1.4])
     LATERAL = 2.0  # m/s^2 in curves
     ACCEL = 1.5
-    HEADWAY_S = 0.9
 
-    def __init__(self, top_mps: float = 10.0) -> None:
-        self.top_mps = top_mps
+    def __init__(self, top_mps: float = 10.0, gap_m: float = 0.0, headway_s: float = 0.9) -> None:
+        self.top_mps, self.gap_m, self.headway_s = top_mps, gap_m, headway_s
         self._near: float | None = None
 
     def plan(self, now: Situation) -> np.ndarray:
@@ -169,13 +170,14 @@ class RuleExpert:
         size = now.scene.tracks.size[near] + 0.2
         speed = np.diff(way, axis=-1, prepend=0.0) / self.TIMES[0]  # [S, T]
         centre = ego_centre(poses)
-        touched = _meets(centre, np.full_like(speed, EGO_LENGTH + 0.6), then, there, size)
+        length = EGO_LENGTH + 0.6 + self.gap_m
+        touched = _meets(centre, np.full_like(speed, length), then, there, size)
         # The road that is driven in the next moment belongs to the box as well.
-        ahead = self.HEADWAY_S * speed
+        ahead = self.headway_s * speed
         moved = centre.copy()
         moved[..., 0] += np.cos(centre[..., 2]) * ahead / 2
         moved[..., 1] += np.sin(centre[..., 2]) * ahead / 2
-        close = _meets(moved, EGO_LENGTH + 0.6 + ahead, then, there, size)
+        close = _meets(moved, length + ahead, then, there, size)
         return _early(touched, 8.0, 60.0) + _early(close, 0.3, 5.0)
 
 

@@ -73,12 +73,17 @@ class DriveEnv(gymnasium.Env):
     ) -> None:
         self.world_path, self.world = Path(root), open_world(root)
         self.agents, self.observation, self.cameras = agents, observation, tuple(cameras)
-        self.image_size, self.square = tuple(image_size), square
         self.plan_steps, self.lazy_images, self.render_mode = plan_steps, lazy_images, render_mode
         if not 1 <= plan_steps <= 5:
             raise ConfigError(
                 f"DriveEnv: plan_steps is {plan_steps}; a plan is followed for 1 to 5 steps of "
                 "0.1 s."
+            )
+        sides = np.atleast_1d(image_size)
+        if sides.shape != (2,) or (sides < 8).any() or (square is not None and square < 8):
+            raise ConfigError(
+                f"DriveEnv: image_size is {image_size} and square {square}; give [width, height] "
+                "and one side, 8 pixels or more each."
             )
         if observation not in OBSERVATIONS:
             raise did_you_mean("DriveEnv", "observation", observation, OBSERVATIONS)
@@ -87,6 +92,7 @@ class DriveEnv(gymnasium.Env):
                 f"DriveEnv: observation 'reproject' goes with agents 'log', not {agents!r}; those "
                 "in logged pictures cannot react."
             )
+        self.image_size, self.square = tuple(image_size), square
         self.name = scene if scene is None else self._known(scene)
         self.simulation: Simulation | None = None
         self._renderer: Renderer | Reprojector | None = None
@@ -125,6 +131,13 @@ class DriveEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Follow a plan."""
+        if self.simulation is None:
+            raise ShapeError("DriveEnv.step: no scene is begun; call reset() first.")
+        if np.shape(action) != (PLAN_POINTS, 2):
+            raise ShapeError(
+                f"DriveEnv.step: the plan has shape {np.shape(action)}; it needs "
+                f"({PLAN_POINTS}, 2), places in metres."
+            )
         if not np.isfinite(action).all():
             raise ShapeError("DriveEnv.step: the plan is not finite; end the episode before it.")
         simulation = self.simulation

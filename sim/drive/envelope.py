@@ -13,10 +13,10 @@ from vla_prune_sim.drive.geometry import to_local, wrap
 from vla_prune_sim.drive.scene import STEP_S, Scene
 
 LEVELS = TRUSTED, FLAGGED, BEYOND = ("trusted", "flagged", "beyond")
-# Aside (m), turned (degrees), and before or past the log's ends (m): the most that is trusted, and
-# the most before the drive ends.
-MOST_TRUSTED = np.array([0.5, 5.0, 2.5])
-MOST = np.array([1.0, 10.0, 5.0])
+# The most that is trusted, and the most before the drive ends: aside (m), turned (degrees), before
+# or past the log's ends (m), ahead of the log (s): there its pictures show what is still to come.
+MOST_TRUSTED = np.array([0.5, 5.0, 2.5, 0.5])
+MOST = np.array([1.0, 10.0, 5.0, 1.0])
 # What a radian and a second weigh, in metres, when the nearest logged place is looked for: a path
 # that crosses itself is told apart by its heading, a log that stands still by time.
 PER_RAD, PER_S = 5.0, 0.1
@@ -30,12 +30,14 @@ class Stray:
         aside_m: to either side.
         turned_deg: of heading.
         past_m: before the log's first place, or past its last one.
+        early_s: ahead of the log; 0 for who is late.
         level: ``trusted``, ``flagged`` or ``beyond``.
     """
 
     aside_m: float
     turned_deg: float
     past_m: float
+    early_s: float
     level: str
 
 
@@ -51,10 +53,11 @@ class Envelope:
 
     def stray(self, pose: np.ndarray, step: float) -> Stray:
         """Of a pose ``[3]`` of the rear axle at a step."""
-        place = self.poses[nearest(self.poses, self.times, pose, step * STEP_S)]
+        at = nearest(self.poses, self.times, pose, step * STEP_S)
+        place, early = self.poses[at], max(0.0, self.times[at] - step * STEP_S)
         x, y = to_local(pose[None, :2], place)[0]
         # Between two places the ego is ahead of one of them; only their ends have nothing beyond.
-        values = np.array([abs(y), np.rad2deg(abs(wrap(pose[2] - place[2]))), abs(x)])
+        values = np.array([abs(y), np.rad2deg(abs(wrap(pose[2] - place[2]))), abs(x), early])
         level = BEYOND
         if (values <= MOST).all():
             level = TRUSTED if (values <= MOST_TRUSTED).all() else FLAGGED

@@ -71,15 +71,18 @@ def count_scenes(path: str | Path) -> tuple[int, str]:
     if pickles:
         sizes = [f"{name} {file.stat().st_size}" for name, file in pickles.items()]
         return len(pickles), f"scenarionet-{_short_hash(sizes)}"
-    from vla_prune_sim.drive.load_nuscenes import find_version, read_json
+    from vla_prune_sim.drive.load_nuscenes import find_version, read_table
 
     version = find_version(root, version)
     files = [root / version / f"{name}.json" for name in TABLES]
     for file in files:
         if not file.is_file():
             raise MissingError(f"{file} is missing; a root of {version} is not whole without it.")
-    scenes = read_json(root / version / "scene.json")
-    told = [*(str(file.stat().st_size) for file in files), *(row["name"] for row in scenes)]
+    scenes = read_table(root / version / "scene.json")
+    told = [
+        *(str(file.stat().st_size) for file in files),
+        *(str(row.get("name")) for row in scenes),
+    ]
     return len(scenes), f"{version}-{_short_hash(told)}"
 
 

@@ -84,12 +84,14 @@ def window_around(ego: np.ndarray, margin_m: float = 150.0) -> tuple[float, floa
     return (*low.tolist(), *high.tolist())
 
 
-@lru_cache(maxsize=4)
-def _open(root: Path, location: str, stamp: int):
-    """The devkit's map, and the shapes of its layers: ``layer -> [(token, shape)]``."""
-    from nuscenes.map_expansion.map_api import NuScenesMap
-
+def check_expansion(root: Path, location: str) -> None:
+    """Refuse a map that is not there, of an older version, or not whole."""
     path = expansion(root, location)
+    _check(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _check(path: Path, stamp: int) -> None:
     try:
         head = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -103,7 +105,14 @@ def _open(root: Path, location: str, stamp: int):
     wanted = {*AREAS, *LINES, "arcline_path_3", "connectivity", "canvas_edge", "node", "polygon"}
     if lost := sorted(wanted - set(head)):
         raise MissingError(f"{path} lacks {', '.join(lost)}; unpack the map expansion 1.3 again.")
-    del head
+
+
+@lru_cache(maxsize=4)
+def _open(root: Path, location: str, stamp: int):
+    """The devkit's map, and the shapes of its layers: ``layer -> [(token, shape)]``."""
+    from nuscenes.map_expansion.map_api import NuScenesMap
+
+    check_expansion(root, location)
     api = NuScenesMap(dataroot=str(root), map_name=location)
     shapes = {}
     for layer in AREAS:

@@ -19,8 +19,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vla_prune_sim.drive.load_map import expansion, load_map, window_around
-from vla_prune_sim.drive.load_shots import chain, finite, load_shots, pose_of, readings
+from vla_prune_sim.drive.broken import scene_data
+from vla_prune_sim.drive.load_map import check_expansion, load_map, window_around
+from vla_prune_sim.drive.load_shots import (
+    chain,
+    finite,
+    load_shots,
+    mounting,
+    pose_of,
+    readings,
+)
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import EXTRA, TABLES, VERSION
 from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
@@ -68,13 +76,19 @@ def load_scene(root: Path, name: str, version: str | None = None) -> Scene:
     """One scene of a root; a synthetic one as it was written.
 
     Raises:
-        ShapeError: a pose is not finite; names the scene.
-        ConfigError: time stamps go backwards, or there is no such scene.
+        ShapeError: a pose or camera is not finite, time stamps go backwards, or a record is broken
+            in another way; names the scene.
+        ConfigError: there is no such scene.
     """
     root = Path(root)
     opened = _open_root(root, version)
     if name not in opened.scenes:
         raise did_you_mean(str(root), "scene", name, opened.scenes)
+    with scene_data(f"{root / opened.tables.version}, {name}", "mend the tables, or leave it out"):
+        return _scene(root, opened, name)
+
+
+def _scene(root: Path, opened: _Root, name: str) -> Scene:
     tables, record = opened.tables, opened.scenes[name]
     samples = _samples(tables, record)
     start = samples[0]["timestamp"]
@@ -109,7 +123,9 @@ def load_scene(root: Path, name: str, version: str | None = None) -> Scene:
     route, on_lanes = find_route(ground.lanes, ego)
     said = scene.description if on_lanes else f"{scene.description} {OFF_LANES}".strip()
     tracks = replace(scene.tracks, z=scene.tracks.size[:, 2] / 2)
-    return replace(scene, map=ground, route=route, tracks=tracks, description=said)
+    return replace(
+        scene, map=ground, route=route, on_lanes=on_lanes, tracks=tracks, description=said
+    )
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -163,24 +179,30 @@ def _open(root: Path, version: str, stamps: tuple[int, ...]) -> _Root:
         from nuscenes.nuscenes import NuScenes
     except ImportError as error:
         raise MissingError("nuscenes-devkit is missing; install vla-prune[nuscenes].") from error
-    for record in read_json(root / version / "map.json"):
-        if not (root / record["filename"]).is_file():
-            raise MissingError(f"{root / record['filename']} is missing; get the map's picture.")
     try:
+        for record in read_table(root / version / "map.json"):
+            if not (root / record["filename"]).is_file():
+                raise MissingError(
+                    f"{root / record['filename']} is missing; get the map's picture."
+                )
+        if not read_table(root / version / "scene.json"):
+            raise ConfigError(
+                f"{root / version / 'scene.json'} has no scene; get the tables again."
+            )
         tables = NuScenes(version=version, dataroot=str(root), verbose=False)
+        scenes = {record["name"]: record for record in tables.scene}
+        locations = {log["location"] for log in tables.log}
+        _check_pictures(root, tables)
     except json.JSONDecodeError:
         for name in TABLES:  # the devkit does not say which
             read_json(root / version / f"{name}.json")
         raise
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{root / version}: a table names the record {error}, which no table has; get the "
-            "tables again."
+            f"{root / version}: a table lacks the record or field {error}; get the tables again."
         ) from error
-    scenes = {record["name"]: record for record in tables.scene}
-    for location in {log["location"] for log in tables.log}:
-        expansion(root, location)
-    _check_pictures(root, tables)
+    for location in sorted(locations):
+        check_expansion(root, location)
     return _Root(tables, scenes, read_json(root / EXTRA) if version == VERSION else None)
 
 
@@ -190,6 +212,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is no JSON ({error}); get it again.") from error
+
+
+def read_table(path: Path) -> list[dict]:
+    """A table, which is a list of records."""
+    table = read_json(path)
+    if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+        raise ConfigError(f"{path} is no list of records; get it again.")
+    return table
 
 
 def _check_pictures(root: Path, tables: Any) -> None:
@@ -252,19 +282,23 @@ def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> 
 
 
 def _cameras(tables: Any, sample: dict) -> dict[str, Camera]:
-    from pyquaternion import Quaternion
-
     cameras = {}
     for channel in CAMERAS:
         reading = tables.get("sample_data", sample["data"][channel])
-        mount = tables.get("calibrated_sensor", reading["calibrated_sensor_token"])
+        sensor = tables.get("calibrated_sensor", reading["calibrated_sensor_token"])
+        mount, intrinsic = mounting(channel, sensor), np.array(sensor["camera_intrinsic"], float)
+        if intrinsic.shape != (3, 3) or not (intrinsic[[0, 1], [0, 1]] > 0).all():
+            raise ShapeError(
+                f"{channel}: camera_intrinsic of {sensor['token']} is no matrix [3, 3] with "
+                "positive focal lengths; mend calibrated_sensor.json."
+            )
         cameras[channel] = Camera(
             name=channel,
             width=reading["width"],
             height=reading["height"],
-            intrinsic=np.array(mount["camera_intrinsic"], float),
-            rotation=Quaternion(mount["rotation"]).rotation_matrix,
-            translation=np.array(mount["translation"], float),
+            intrinsic=intrinsic,
+            rotation=mount[:3, :3],
+            translation=mount[:3, 3],
         )
     return cameras
 

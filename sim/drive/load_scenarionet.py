@@ -24,6 +24,7 @@ import numpy as np
 import shapely
 from numpy.lib.stride_tricks import sliding_window_view
 from shapely.geometry import LineString, Polygon, box
+from vla_prune_sim.drive.broken import scene_data
 from vla_prune_sim.drive.cameras import nuscenes_cameras
 from vla_prune_sim.drive.geometry import wrap
 from vla_prune_sim.drive.load_map import cut_area, window_around
@@ -31,7 +32,7 @@ from vla_prune_sim.drive.load_nuscenes import OFF_LANES, bare_scenery
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import CATEGORIES
 from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
-from vla_prune_sim.drive.scene import STEP_S, Lane, RoadMap, Scene, Tracks
+from vla_prune_sim.drive.scene import PRIMED, STEP_S, Lane, RoadMap, Scene, Tracks
 
 from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
 
@@ -99,7 +100,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise MissingError(f"{path} is missing; give a folder of ScenarioNet pickles.") from error
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
+        raise ShapeError(
             f"{path} is no whole pickle ({error}); convert the scene again."
         ) from error
     wanted = ("id", "version", "length", "metadata", "tracks", "map_features")
@@ -113,16 +114,13 @@ def load_scenarionet(path: Path) -> Scene:
     """One scene of a ScenarioNet file, with the cameras of a nuScenes car and no pictures.
 
     Raises:
-        ShapeError: a track or map feature is not whole, or a pose or size makes no sense.
-        ConfigError: no ScenarioNet file, no ego, or time stamps that go backwards.
+        ShapeError: the pickle, a track or a map feature is not whole, time stamps go backwards or
+            are not 0.1 s apart, or a pose or size makes no sense.
+        ConfigError: no ScenarioNet file of nuScenes, or no ego.
     """
     whole = load_pickle(path)
-    try:
+    with scene_data(str(path), "convert the scene again"):
         return _scene(path, whole)
-    except KeyError as error:
-        raise ShapeError(
-            f"{path}: a track or map feature lacks {error}; convert the scene again."
-        ) from error
 
 
 def _scene(path: Path, whole: dict[str, Any]) -> Scene:
@@ -130,10 +128,11 @@ def _scene(path: Path, whole: dict[str, Any]) -> Scene:
     ego_id = about.get("sdc_id", "ego")
     if ego_id not in whole["tracks"]:
         raise did_you_mean(str(path), "ego track", str(ego_id), whole["tracks"])
-    stamps = np.asarray(about.get("ts", np.arange(steps) * STEP_S), float)
-    if (np.diff(stamps) <= 0).any():
-        at = int(np.argmax(np.diff(stamps) <= 0)) + 1
-        raise ConfigError(f"{path}: time stamp {at} does not come after the one before; mend ts.")
+    if "nuscenes" not in str(about.get("dataset", "nuscenes")).lower():
+        raise ConfigError(
+            f"{path} is of {about['dataset']}; only scenes of nuScenes have its cameras and car."
+        )
+    _check_stamps(path, about.get("ts"), steps)
     state = whole["tracks"][ego_id]["state"]
     poses, there = _poses(path, ego_id, state, steps), _there(state)
     if not there.all():
@@ -141,7 +140,9 @@ def _scene(path: Path, whole: dict[str, Any]) -> Scene:
             f"{path}: the ego, track {ego_id}, is not there at step {there.argmin()}; convert the "
             "scene again."
         )
-    ego = _smooth(_spread(poses))
+    # The second that hands a drive over is smoothed by itself: it must not know what came later.
+    first, whole_way = PRIMED + 1, _smooth(_spread(poses))
+    ego = np.concatenate([_smooth(_spread(poses[:first])), whole_way[first:]])
     ground = _ground(whole["map_features"], about.get("map", ""), ego)
     route, on_lanes = find_route(ground.lanes, ego)
     said = f"{about.get('dataset', 'nuscenes')} scene on {about.get('map', 'an unnamed map')}."
@@ -150,6 +151,7 @@ def _scene(path: Path, whole: dict[str, Any]) -> Scene:
         source="scenarionet",
         version=str(whole["version"]),
         description=said if on_lanes else f"{said} {OFF_LANES}",
+        on_lanes=on_lanes,
         map=ground,
         ego=ego,
         ego_speed=speed_along(ego),
@@ -159,6 +161,27 @@ def _scene(path: Path, whole: dict[str, Any]) -> Scene:
         scenery=bare_scenery(),
         keyframes=np.arange(0, steps, KEYFRAME_STEPS),
     )
+
+
+def _check_stamps(path: Path, given: Any, steps: int) -> None:
+    """One time stamp a step, ascending, 0.1 s apart; files without any are believed."""
+    if given is None:
+        return
+    stamps = np.asarray(given, float)
+    if stamps.shape != (steps,) or not np.isfinite(stamps).all():
+        raise ShapeError(
+            f"{path}: ts has {stamps.size} entries for {steps} steps, or one is not finite; "
+            "convert the scene again."
+        )
+    apart = np.diff(stamps)
+    if (apart <= 0).any():
+        at = int(np.argmax(apart <= 0)) + 1
+        raise ShapeError(f"{path}: time stamp {at} does not come after the one before; mend ts.")
+    if steps > 1 and abs(np.median(apart) - STEP_S) > 0.2 * STEP_S:
+        raise ShapeError(
+            f"{path}: its steps are {np.median(apart):g} s apart; a drive needs {STEP_S:g} s, so "
+            "convert the scene at 10 Hz."
+        )
 
 
 def _poses(path: Path, track: str, state: dict[str, Any], steps: int) -> np.ndarray:
@@ -246,7 +269,7 @@ def _ground(features: dict[str, Any], location: str, ego: np.ndarray) -> RoadMap
     for token, feature in features.items():
         points = feature["polyline"] if feature.get("polygon") is None else feature["polygon"]
         points = np.asarray(points, float)[:, :2]
-        if window.intersects(LineString(points)):
+        if len(points) > 1 and window.intersects(LineString(points)):
             near.setdefault(str(feature["type"]), {})[token] = points
     lanes = {
         token: _lane(token, features[token])
@@ -283,12 +306,18 @@ def _lane(token: str, feature: dict[str, Any]) -> Lane:
     line = np.asarray(feature["polyline"], float)[:, :2]
     step = np.hypot(*np.diff(line, axis=0).T)
     line = line[np.concatenate([[True], step > 1e-3])]
+    if len(line) < 2 or not np.isfinite(line).all():
+        raise ShapeError(f"lane {token} has no two places; convert the scene again.")
     way = np.gradient(line, axis=0)
     outline = feature.get("polygon")
     connector = outline is None or str(feature["type"]) == "LANE_SURFACE_UNSTRUCTURE"
     if outline is None:
         strip = LineString(line).buffer(LANE_M / 2, cap_style="flat")
         outline = np.array(strip.exterior.coords)[:-1]
+    if len(outline) < 3:
+        raise ShapeError(
+            f"lane {token} has an outline of {len(outline)} corners; convert the scene again."
+        )
     return Lane(
         token=token,
         centre=np.column_stack([line, np.arctan2(way[:, 1], way[:, 0])]),

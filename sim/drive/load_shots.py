@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from vla_prune_sim.drive.scene import CAMERAS, Shots
 
-from vla_prune.errors import ConfigError, ShapeError
+from vla_prune.errors import ShapeError
+
+UNIT = 0.05  # a rotation's length may be off by that much
 
 
 def load_shots(tables: Any, scene: str, sample: Mapping[str, Any]) -> dict[str, Shots]:
@@ -24,8 +26,6 @@ def load_shots(tables: Any, scene: str, sample: Mapping[str, Any]) -> dict[str, 
         scene: its name.
         sample: its first one.
     """
-    from pyquaternion import Quaternion
-
     shots = {}
     for channel in (*CAMERAS, "LIDAR_TOP"):
         rows, poses = readings(tables, scene, sample, channel)
@@ -34,17 +34,30 @@ def load_shots(tables: Any, scene: str, sample: Mapping[str, Any]) -> dict[str, 
             row["is_key_frame"] or file.is_file() for row, file in zip(rows, files, strict=True)
         ]
         mounted = tables.get("calibrated_sensor", rows[0]["calibrated_sensor_token"])
-        mount = np.eye(4)
-        mount[:3, :3] = Quaternion(mounted["rotation"]).rotation_matrix
-        mount[:3, 3] = mounted["translation"]
         stamps = np.array([row["timestamp"] for row in rows]) - sample["timestamp"]
         shots[channel] = Shots(
             files=tuple(file for file, is_here in zip(files, here, strict=True) if is_here),
             pose=poses[here],
             time_s=stamps[here] / 1e6,
-            mount=mount,
+            mount=mounting(channel, mounted),
         )
     return shots
+
+
+def mounting(channel: str, sensor: Mapping[str, Any]) -> np.ndarray:
+    """Where a sensor sits on the car, ``[4, 4]``; refuses what is no place or no rotation."""
+    from pyquaternion import Quaternion
+
+    rotation, place = (np.array(sensor[key], float) for key in ("rotation", "translation"))
+    whole = rotation.shape == (4,) and abs(np.linalg.norm(rotation) - 1.0) < UNIT
+    if not (whole and place.shape == (3,) and np.isfinite(place).all()):
+        raise ShapeError(
+            f"{channel}: rotation and translation of {sensor['token']} are no unit quaternion and "
+            "place; mend calibrated_sensor.json."
+        )
+    mount = np.eye(4)
+    mount[:3, :3], mount[:3, 3] = Quaternion(rotation).rotation_matrix, place
+    return mount
 
 
 def readings(
@@ -63,7 +76,7 @@ def chain(tables: Any, scene: str, table: str, token: str) -> list[dict]:
     while token:
         record = tables.get(table, token)
         if records and record["timestamp"] <= records[-1]["timestamp"]:
-            raise ConfigError(
+            raise ShapeError(
                 f"{scene}: time stamp {record['timestamp']} of {table} {token} does not come "
                 f"after {records[-1]['timestamp']}; mend {table}.json."
             )
@@ -74,9 +87,11 @@ def chain(tables: Any, scene: str, table: str, token: str) -> list[dict]:
 
 def pose_of(row: Mapping[str, Any]) -> list[float]:
     """x, y and heading of a record with a translation and a rotation; NaN where one is broken."""
-    if not np.isfinite([*row["translation"], *row["rotation"]]).all():
+    rotation = np.array(row["rotation"], float)
+    whole = abs(np.linalg.norm(rotation) - 1.0) < UNIT  # no NaN is
+    if not (whole and np.isfinite(np.array(row["translation"], float)).all()):
         return [np.nan] * 3
-    w, x, y, z = row["rotation"]
+    w, x, y, z = rotation
     # Where the x axis points, seen from above.
     heading = np.arctan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
     return [*row["translation"][:2], heading]

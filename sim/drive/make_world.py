@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from vla_prune_sim.drive.drivers import RuleExpert
+from vla_prune_sim.drive.geometry import wrap
 from vla_prune_sim.drive.nuscenes_format import MARKER
 from vla_prune_sim.drive.render import Renderer
 from vla_prune_sim.drive.scene import Scene
@@ -74,7 +75,7 @@ def with_log(scene: Scene, simulation: Simulation) -> Scene:
 
 
 class Painter:
-    """Draws the keyframes of scenes for `write_root`: one scene after the other.
+    """Draws the pictures of scenes for `write_root`: one scene after the other.
 
     Args:
         size: width and height of the pictures, pixels.
@@ -85,15 +86,33 @@ class Painter:
         self._scene: Scene | None = None
 
     def __call__(self, scene: Scene, step: float) -> dict[str, np.ndarray]:
-        """All six views of a step."""
+        """All six views of a step, which sweeps take between two."""
         if self._scene is not scene:
             self._scene, self._renderer = scene, Renderer(scene, self.size)
-        step, tracks = round(step), scene.tracks
-        return self._renderer.render(scene.ego[step], tracks.pose[:, step], tracks.valid[:, step])
+        tracks, last = scene.tracks, scene.steps - 1
+        first = min(int(step), last)
+        second, share = min(first + 1, last), step - first
+        ego = between(scene.ego[first], scene.ego[second], share)
+        others = between(tracks.pose[:, first], tracks.pose[:, second], share)
+        there = tracks.valid[:, first if share < 0.5 else second]
+        return self._renderer.render(ego, others, there)
+
+
+def between(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    """Poses ``[..., 3]`` on the way from ``a`` to ``b``; headings turn the short way."""
+    if not share:
+        return a
+    way = b - a
+    way[..., 2] = wrap(way[..., 2])
+    return a + share * way
 
 
 def make_root(
-    out: Path, scenes: int, seed: int, progress: Callable[[int], None] | None = None
+    out: Path,
+    scenes: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+    sweeps: bool = False,
 ) -> Path:
     """Write a root; the same arguments give the same files.
 
@@ -105,6 +124,7 @@ def make_root(
         scenes: how many.
         seed: of the world.
         progress: called with the number of scenes begun.
+        sweeps: draw the pictures between keyframes, too; the tables name them in any case.
     """
     if scenes < 1:
         raise ConfigError(f"world make: {scenes} scenes; ask for one or more.")
@@ -113,7 +133,7 @@ def make_root(
             raise ConfigError(
                 f"world make: {out} is not empty; name a new folder, or remove it first."
             )
-        return _make(out, scenes, seed, progress)
+        return _make(out, scenes, seed, progress, sweeps)
 
 
 def ensure_root(
@@ -136,7 +156,13 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _make(out: Path, scenes: int, seed: int, progress: Callable[[int], None] | None) -> Path:
+def _make(
+    out: Path,
+    scenes: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+    sweeps: bool = False,
+) -> Path:
     def counted() -> Iterator[Scene]:
         for number, scene in enumerate(logged_scenes(scenes, seed), start=1):
             if progress:
@@ -145,11 +171,11 @@ def _make(out: Path, scenes: int, seed: int, progress: Callable[[int], None] | N
 
     cv2.setNumThreads(1)
     part, note = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
-    order = json.dumps({"scenes": scenes, "seed": seed})
+    order = json.dumps({"scenes": scenes, "seed": seed} | ({"sweeps": True} if sweeps else {}))
     if not (note.exists() and note.read_text() == order):
         shutil.rmtree(part, ignore_errors=True)
         note.write_text(order)
-    write_root(counted(), part, Painter(), IMAGE_SIZE, go_on=True)
+    write_root(counted(), part, Painter(), IMAGE_SIZE, sweep_pictures=sweeps, go_on=True)
     part.replace(out)
     note.unlink()
     return out

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 STEP_S = 0.1
+PRIMED = 10  # steps of the log before a driver takes over
 # The nuScenes car, a Renault Zoe: metres. Its box is centred ahead of the rear axle.
 EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT = 4.084, 1.730, 1.562
 EGO_WHEELBASE, EGO_CENTRE = 2.588, 1.294
@@ -180,6 +181,8 @@ class Scene:
         cameras: by channel.
         route: ``[R, 2]`` middle of the lanes to follow, metres; begins behind the ego's start and
             goes on beyond the end of the log where the map does.
+        on_lanes: whether it follows lanes; else it is the log's own path, and nothing may be told
+            of it that a navigator would not know.
         scenery: for pictures.
         keyframes: steps (indices into ``ego``) with annotations and pictures.
         images: channel -> the keyframes' picture files, where there are any.
@@ -206,6 +209,7 @@ class Scene:
     start_us: int = 0
     seed: int | None = None
     scenario: str = ""
+    on_lanes: bool = True
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from vla_prune_sim.drive.scene import (
     EGO_LENGTH,
     EGO_WHEELBASE,
     EGO_WIDTH,
+    PRIMED,
     STEP_S,
     Scene,
     ego_centre,
@@ -24,10 +25,10 @@ from vla_prune_sim.drive.vehicle import Body, Limits, Tracker, move
 
 from vla_prune.errors import ShapeError
 
-PRIMED = 10  # steps of the log before a driver takes over
 OFF_ROUTE_M = 8.0
 LOOK_M, TURN_RAD = 30.0, 0.35
 COMMANDS = ("straight", "left", "right")
+STRAIGHT_ON = (0, LOOK_M)
 STATE_DIM = 10
 
 
@@ -139,7 +140,9 @@ class Simulation:
         body = self.body
         past = self.record.bodies[max(0, len(self.record.bodies) - 11)].pose
         x, y = to_local(past[None, :2], body.pose)[0]
-        turn, off = command(self.route, float(self.along))
+        # Where the route is the log's own path, its turns are the log's future.
+        told = command(self.route, float(self.along)) if self.scene.on_lanes else STRAIGHT_ON
+        turn, off = told
         way = [float(turn == i) for i in range(len(COMMANDS))]
         own = [body.speed, body.accel, body.yaw_rate, body.steer, x, y]
         return np.array([*own, *way, off / LOOK_M], np.float32)
@@ -183,7 +186,7 @@ def command(route: Polyline, along: float) -> tuple[int, float]:
     turn = np.cumsum(np.append(0.0, wrap(np.diff(heading))))
     bent = np.abs(turn) > TURN_RAD
     if not bent.any():
-        return 0, LOOK_M
+        return STRAIGHT_ON
     first = int(bent.argmax())
     return (1 if turn[first] > 0 else 2), float(reach[first])
 

@@ -8,7 +8,8 @@ way that the rule-based expert drove before is the plan.
 
 ``steps_per_s`` is `DriveEnv.step` of 0.1 s each with three pictures at every step, which no policy
 at 2 Hz needs; ``plans_per_s`` is `DriveEnv.step` of half a second with three pictures. Shares are
-of the former.
+of the former. ``traffic_ms`` is one step of all others; ``reference_drive_s`` the rule-based
+expert's drive that progress in a scene is measured by, once for all rows.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from vla_prune_sim.drive.vehicle import PLAN_POINTS
 from vla_prune import report
 
 VIEW = (400, 224)
+COSTS = ("steps", "plans", "traffic", "metrics", "build", "render", "reference")
 
 
 def measure(root: Path, scenes: int = 2, plans: int = 38) -> dict[str, Any]:
@@ -51,13 +53,15 @@ def measure(root: Path, scenes: int = 2, plans: int = 38) -> dict[str, Any]:
     cv2.setNumThreads(1)
     env = DriveEnv(root, image_size=VIEW)
     names = env.world.names[:scenes]
-    total = {name: 0.0 for name in ("steps", "plans", "traffic", "metrics", "build", "render")}
+    total = {name: 0.0 for name in COSTS}
     count = {"steps": 0, "plans": 0, "render": 0}
     agents = 0
     for name in names:
         scene = env.world.load(name)
         agents = max(agents, len(scene.tracks))
+        start = time.process_time()
         expert = drive(scene, RuleExpert())
+        total["reference"] += time.process_time() - start
         score(expert, feasible_m(expert))  # once, to prepare the ground
         for kind, steps in (("plans", 5), ("steps", 1)):
             env.plan_steps = steps
@@ -82,6 +86,8 @@ def measure(root: Path, scenes: int = 2, plans: int = 38) -> dict[str, Any]:
         "plans_per_s": round(count["plans"] / total["plans"], 1),
         "render_six_masks_ms": round(1000 * total["render"] / count["render"], 2),
         "renderer_build_s": round(total["build"] / len(names), 3),
+        "traffic_ms": round(1000 * total["traffic"] / count["steps"], 3),
+        "reference_drive_s": round(total["reference"] / len(names), 3),
         "traffic_share": round(total["traffic"] / steps_s, 4),
         "metrics_share": round(total["metrics"] / steps_s, 4),
         "traffic_and_metrics_share": round((total["traffic"] + total["metrics"]) / steps_s, 4),

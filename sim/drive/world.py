@@ -28,6 +28,7 @@ from vla_prune_sim.survey import Survey
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.types import Observation
 
+SETTLED = {"root", "scene", "lazy_images", "render_mode"}  # of `DriveEnv`: not for a table to say
 NOTHING = dict.fromkeys(PARTS, 0.0)  # what a drive is worth that never came to its end
 
 
@@ -51,7 +52,7 @@ class DriveWorld:
         folder: str = "runs/worlds",
         **options: Any,
     ) -> None:
-        known = {*signature(DriveEnv).parameters} - {"lazy_images"}
+        known = {*signature(DriveEnv).parameters} - SETTLED
         for name in options:
             if name not in known:
                 own = {*signature(DriveWorld).parameters} - {"options"}
@@ -79,7 +80,8 @@ class DriveEpisodes:
         assets: what the root calls itself, and a hash of its tables.
         over: whether the drive has ended.
         outcome: ``score``, and its parts once it has ended; ``inside`` where logged pictures are
-            re-projected, the share of steps for which they hold. The score is of the driven part
+            re-projected, the share of steps for which they hold; ``on_lanes`` for scenes that are
+            not synthetic, whether the route follows lanes. The score is of the driven part
             alone: what a drive that strayed from its log would have done then is not known.
         steps: of 0.1 s so far.
         step_s: length of one.
@@ -145,6 +147,8 @@ class DriveEpisodes:
             cut = simulation.ended == "envelope" or blameless(simulation)
             by = simulation.step_index if cut else None
             self.outcome = score(simulation, feasible_m(expert, by))
+            if simulation.scene.source != "synthetic":
+                self.outcome["on_lanes"] = float(simulation.scene.on_lanes)
             if simulation.envelope is not None:
                 self.outcome["inside"] = simulation.inside
 

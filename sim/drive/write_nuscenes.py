@@ -5,7 +5,8 @@ place for (scenery, seed, speed limits, the route) stands in ``synthetic.json``,
 `load_nuscenes` gives back the scene that was written. The same scenes make the same bytes.
 
 Where a root differs from a real one: LIDAR_TOP is a stub of a few points at 2 Hz, every box is
-``v80-100`` visible and has one LiDAR point, and lanes have no divider segments.
+``v80-100`` visible and has one LiDAR point, lanes have no divider segments, and the pictures of
+sweeps are drawn only where they are asked for.
 
     >>> write_root([make_scene(7)], Path("runs/world"))  # doctest: +SKIP
 """

@@ -12,6 +12,7 @@ from vla_prune_sim.drive.simulation import PRIMED, Simulation, command, drive
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.traffic import Traffic
 from vla_prune_sim.drive.vehicle import Body, Limits, Tracker, move
+from vla_prune_sim.train.drive_demos import TEACHER
 
 from vla_prune.errors import ConfigError
 
@@ -165,6 +166,14 @@ class TestDrivers:
         assert x[:121].max() < 70.0 - 2.25 - 4.084
         assert simulation.ended == "time"
         assert x[-1] > 75.0
+
+    def test_the_teacher_keeps_more_room(self, town: Scene):
+        stands = straight(town, tracks(("vehicle.truck", line(70.0, 0.0, 0.0))))
+        reached = [
+            drive(stands, drivers.RuleExpert(**more), "log").record.bodies[-1].pose[0]
+            for more in ({}, TEACHER)
+        ]
+        assert 1.0 < reached[0] - reached[1] < 4.0
 
     def test_the_rule_expert_is_slow_in_bends(self, town: Scene):
         turn = np.linspace(0, np.pi / 2, 60)

@@ -16,7 +16,7 @@ from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.make_world import make_root
 from vla_prune_sim.drive.world import DriveWorld, steps_of
 
-from vla_prune.errors import ConfigError, MissingError
+from vla_prune.errors import ConfigError, MissingError, ShapeError
 
 pytest.importorskip("nuscenes")
 
@@ -179,3 +179,25 @@ def test_what_a_step_costs_is_told_with_its_machine(root: Path, capsys) -> None:
     assert told["steps"] == 10
     assert told["cameras"] == len(FRONT)
     assert 0 < told["traffic_and_metrics_share"] < 1
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (7, 2), (6, 3), (12,)])
+def test_a_plan_of_another_shape_is_refused(root: Path, shape) -> None:
+    env = DriveEnv(root, image_size=(64, 36), lazy_images=True)
+    with pytest.raises(ShapeError, match=r"call reset\(\) first"):
+        env.step(np.zeros((6, 2)))
+    env.reset(seed=0)
+    with pytest.raises(ShapeError, match=r"it needs \(6, 2\), places in metres"):
+        env.step(np.zeros(shape))
+
+
+@pytest.mark.parametrize("option", [{"image_size": 400}, {"square": 0}, {"square": -3}])
+def test_a_size_that_is_none_is_refused(root: Path, option) -> None:
+    with pytest.raises(ConfigError, match="8 pixels or more"):
+        DriveEnv(root, **option)
+
+
+@pytest.mark.parametrize("option", ["scene", "render_mode"])
+def test_what_a_table_may_not_say_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"option '{option}' is unknown"):
+        DriveWorld(**{option: "b"})

@@ -16,6 +16,7 @@ from vla_prune_sim.drive.render import BUILDING as BUILDING_ID
 from vla_prune_sim.drive.render import Renderer
 from vla_prune_sim.drive.reproject import Reprojector
 from vla_prune_sim.drive.scene import Scene
+from vla_prune_sim.drive.score import PARTS
 from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.world import DriveWorld
 from vla_prune_sim.drive.write_nuscenes import LIDAR_POSE, write_root
@@ -176,6 +177,14 @@ def test_the_envelope_has_three_levels(scene: Scene, place, level):
     assert Envelope(scene).stray(moved(scene, *place), STEP).level == level
 
 
+def test_who_is_ahead_of_the_log_sees_the_future_and_is_not_trusted(scene: Scene):
+    envelope, step = Envelope(scene), 10
+    levels = {
+        ahead: envelope.stray(scene.ego[step + ahead], step).level for ahead in (-8, 0, 4, 8, 12)
+    }
+    assert levels == {-8: "trusted", 0: "trusted", 4: "trusted", 8: "flagged", 12: "beyond"}
+
+
 def test_past_the_end_of_the_log_nothing_is_known(scene: Scene):
     ahead = [Envelope(scene).stray(scene.ego[-1] + [m, 0.0, 0.0], 40).level for m in (2, 4, 6)]
     assert ahead == ["trusted", "flagged", "beyond"]
@@ -211,7 +220,7 @@ def test_a_world_of_logged_pictures_says_how_much_it_knows(root: Path):
     assert episodes.outcome["inside"] == 1.0
     assert episodes.outcome["score"] > 0.7
     episodes.start(0, 0)
-    assert episodes.outcome == {"score": 0.0}
+    assert episodes.outcome == dict.fromkeys(PARTS, 0.0)
     while not episodes.over:
         episodes.advance(np.tile([4.0, 0.6], (6, 1)))
     # The driven part was good; that there was little of it is said beside.
@@ -285,7 +294,7 @@ def test_a_broken_scene_ends_its_episodes_and_not_the_run(tmp_path: Path):
     assert f"{picture.name} is no whole picture" in expert[1]["error"]
     assert expert[1]["steps"] > 11
     assert expert[2]["error"].startswith("c: a pose of the ego is not finite")
-    assert all(expert[i]["outcome"] == {"score": 0.0} for i in (1, 2))
+    assert all(expert[i]["outcome"] == dict.fromkeys(PARTS, 0.0) for i in (1, 2))
     row = table.make(config, results)["rows"][1]
     assert (row["episodes"], row["errors"]) == (3, 2)
     assert row["score"] == pytest.approx(expert[0]["outcome"]["score"] / 3)

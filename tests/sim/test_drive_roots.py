@@ -19,6 +19,7 @@ from vla_prune_sim.drive.load_nuscenes import load_root, load_scene, read_image
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.sampling import resample
 from vla_prune_sim.drive.scene import CAMERAS
+from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.write_nuscenes import write_root
 
 from vla_prune.errors import ConfigError, ShapeError
@@ -158,6 +159,10 @@ def test_a_route_is_found_where_nobody_wrote_it_down(real):
 def test_off_the_lanes_the_route_is_the_logs_own_path(real):
     scene = load_scene(real, "b")
     assert "leaves the lanes" in scene.description
+    assert not scene.on_lanes
+    assert load_scene(real, "a").on_lanes
+    bent = replace(scene, route=np.concatenate([scene.route[:40], scene.route[:1:-1]]))
+    assert Simulation(bent).state()[6:].tolist() == [1, 0, 0, 1], "it tells no turn of the log"
     path = Polyline(scene.route)
     at, off = path.project(scene.ego[:, :2])
     assert np.abs(off).max() < 0.05

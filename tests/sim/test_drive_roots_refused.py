@@ -104,7 +104,7 @@ def test_time_stamps_that_go_backwards_are_named(root):
         a["timestamp"], b["timestamp"] = b["timestamp"], a["timestamp"]
 
     edit(root, "sample", swap)
-    with pytest.raises(ConfigError, match=r"^a: time stamp \d+ of sample "):
+    with pytest.raises(ShapeError, match=r"^a: time stamp \d+ of sample "):
         load_scene(root, "a")
     assert load_scene(root, "b").steps == 41
 
@@ -115,7 +115,7 @@ def test_a_reading_whose_time_goes_backwards_is_named(root):
         row["timestamp"] -= 600_000
 
     edit(root, "sample_data", swap)
-    with pytest.raises(ConfigError, match=r"^b: time stamp \d+ of sample_data "):
+    with pytest.raises(ShapeError, match=r"^b: time stamp \d+ of sample_data "):
         load_scene(root, "b")
     assert load_scene(root, "a").steps == 41
 
@@ -217,3 +217,83 @@ def test_without_the_devkit_it_is_asked_for(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "nuscenes.nuscenes", None)
     with pytest.raises(MissingError, match=r"vla-prune\[nuscenes\]"):
         load_root(root)
+
+
+def first_of(root, scene: str) -> dict:
+    """The first sample of a scene."""
+    tables = {
+        n: json.loads((root / VERSION / f"{n}.json").read_text()) for n in ("scene", "sample")
+    }
+    token = next(r["first_sample_token"] for r in tables["scene"] if r["name"] == scene)
+    return next(r for r in tables["sample"] if r["token"] == token)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("rotation", [float("nan")] * 4, "no unit quaternion"),
+        ("rotation", [0.0] * 4, "no unit quaternion"),
+        ("translation", [0.0, float("nan"), 1.0], "no unit quaternion and place"),
+        ("camera_intrinsic", [], "no matrix"),
+        ("camera_intrinsic", [[0.0] * 3] * 3, "positive focal lengths"),
+    ],
+)
+def test_a_camera_that_sees_nothing_ends_its_scene(root, field, value, says):
+    def spoil(rows):
+        for row in rows:
+            if row["camera_intrinsic"]:
+                row[field] = value
+
+    edit(root, "calibrated_sensor", spoil)
+    with pytest.raises(ShapeError, match=says):
+        load_scene(root, "a")
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value"),
+    [
+        ("ego_pose", "translation", [None, 0.0, 0.0]),
+        ("ego_pose", "rotation", [0.0, 0.0, 0.0, 0.0]),
+        ("sample", "next", "nobody"),
+        ("sample", "timestamp", None),
+        ("sample_annotation", "size", [1.0, 2.0]),
+    ],
+)
+def test_a_broken_record_ends_its_scene_alone(root, table, field, value):
+    sample = first_of(root, "a")
+    wanted = {"ego_pose": 3, "sample": 0, "sample_annotation": 0}[table]
+
+    def spoil(rows):
+        mine = [r for r in rows if r["token"] == sample["token"]] if table == "sample" else rows
+        mine[wanted][field] = value
+
+    edit(root, table, spoil)
+    with pytest.raises(ShapeError, match=r"\ba\b"):
+        load_scene(root, "a")
+    assert load_scene(root, "b").steps == 41
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "says"),
+    [
+        ("scene", [], "has no scene"),
+        ("scene", {"name": "a"}, "no list of records"),
+        ("log", [{"token": "x"}], "lacks the record or field"),
+        ("map", [{"token": "x", "log_tokens": []}], "lacks the record or field 'filename'"),
+    ],
+)
+def test_a_table_that_is_none_refuses_the_root(root, table, rows, says):
+    path = root / VERSION / f"{table}.json"
+    path.unlink()
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=says):
+        open_world(root)
+
+
+def test_a_map_that_is_too_old_refuses_the_root_before_any_drive(root):
+    path = root / "maps" / "expansion" / "singapore-queenstown.json"
+    layers = json.loads(path.read_text())
+    path.unlink()
+    path.write_text(json.dumps(layers | {"version": "1.2"}))
+    with pytest.raises(ConfigError, match=r"of version 1\.2"):
+        open_world(root)

@@ -10,7 +10,8 @@ from shapely.ops import unary_union
 from vla_prune_sim.drive.geometry import Polyline, wrap
 from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.load_scenarionet import load_pickle, load_scenarionet, scene_files
-from vla_prune_sim.drive.scene import CAMERAS
+from vla_prune_sim.drive.scene import CAMERAS, PRIMED
+from vla_prune_sim.drive.simulation import Simulation
 
 from vla_prune.errors import ConfigError, MissingError, ShapeError
 
@@ -230,7 +231,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path, evil, says):
 def test_what_is_no_scene_is_refused(tmp_path):
     path = save(tmp_path, scenario())
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ConfigError, match=f"{path.name} is no whole pickle"):
+    with pytest.raises(ShapeError, match=f"{path.name} is no whole pickle"):
         load_scenarionet(path)
     with pytest.raises(ConfigError, match="lacks id, version"):
         load_scenarionet(save(tmp_path, {"tracks": {}}))
@@ -245,11 +246,67 @@ def test_poses_and_times_must_make_sense(tmp_path):
         load_scenarionet(save(tmp_path, whole))
     whole = scenario()
     whole["metadata"]["ts"][9] = 0.0
-    with pytest.raises(ConfigError, match="time stamp 9"):
+    with pytest.raises(ShapeError, match="time stamp 9"):
+        load_scenarionet(save(tmp_path, whole))
+    for given, says in (
+        (0.5 * np.arange(STEPS), r"its steps are 0\.5 s apart; .* at 10 Hz"),
+        (0.1 * np.arange(3), f"ts has 3 entries for {STEPS} steps"),
+        (np.full(STEPS, np.nan), "one is not finite"),
+    ):
+        whole = scenario()
+        whole["metadata"]["ts"] = given
+        with pytest.raises(ShapeError, match=says):
+            load_scenarionet(save(tmp_path, whole))
+    whole = scenario()
+    whole["metadata"]["dataset"] = "waymo"
+    with pytest.raises(ConfigError, match="is of waymo; only scenes of nuScenes"):
         load_scenarionet(save(tmp_path, whole))
     whole = scenario()
     whole["tracks"]["ego"]["state"]["position"] = np.zeros((3, 3))
     with pytest.raises(ShapeError, match=r"track ego has positions \(3, 3\)"):
+        load_scenarionet(save(tmp_path, whole))
+
+
+def test_what_the_ego_does_later_is_not_told_when_it_is_handed_over(tmp_path):
+    states = []
+    for brakes in (False, True):
+        whole = scenario()
+        place = whole["tracks"]["ego"]["state"]["position"]
+        if brakes:
+            place[PRIMED + 1 :, :2] = place[PRIMED, :2] + 0.2 * (
+                place[PRIMED + 1 :, :2] - place[PRIMED, :2]
+            )
+        states.append(Simulation(load_scenarionet(save(tmp_path, whole))).state()[:6])
+    np.testing.assert_array_equal(states[0], states[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"polyline": np.zeros((1, 2))},
+        {"polyline": np.full((4, 2), 3.0)},
+        {"polyline": np.full((4, 2), np.nan)},
+        {"polygon": np.array([[0.0, 0.0], [4.0, 0.0]])},
+    ],
+)
+def test_a_lane_without_an_extent_is_refused_and_named(tmp_path, change):
+    whole = scenario()
+    token = next(k for k, f in whole["map_features"].items() if "LANE_SURFACE_ST" in f["type"])
+    whole["map_features"][token] |= change
+    with pytest.raises(ShapeError, match=r"lane|makes no scene"):
+        load_scenarionet(save(tmp_path, whole))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("metadata",), None), (("tracks", "walker", "state", "length"), "abc")],
+)
+def test_odd_data_is_named_by_its_file(tmp_path, place, value):
+    whole = part = scenario()
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(ShapeError, match=r"\.pkl: what it holds makes no scene"):
         load_scenarionet(save(tmp_path, whole))
 
 
@@ -278,7 +335,7 @@ def test_what_a_track_lacks_is_named(tmp_path, lost, place):
     for key in place:
         part = part[key]
     del part[lost]
-    with pytest.raises(ShapeError, match=rf"\.pkl: a track or map feature lacks '{lost}'"):
+    with pytest.raises(ShapeError, match=rf"\.pkl: it lacks '{lost}'; convert"):
         load_scenarionet(save(tmp_path, whole))
 
 

@@ -37,6 +37,11 @@ _VIEWS = (
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 _PAIR = re.compile(rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]")
+# A place that is none: two words in brackets of which one means to be a number.
+_ODD_PAIR = re.compile(
+    r"[\[(](?=[^\[\]()]*(?:\d|nan|inf))\s*[\w.+-]+\s*,\s*[\w.+-]+\s*[\])]", re.IGNORECASE
+)
+FARTHEST_M = 250.0  # in three seconds
 _BETWEEN = re.compile(r"[\s,;]*")
 
 
@@ -144,17 +149,28 @@ def waypoints(text: str) -> np.ndarray:
     seconds after the third, and are left away.
 
     Raises:
-        ActionError: fewer than six. Nothing is made up for what is missing.
+        ActionError: fewer than six, one that cannot be read before them, or one that no car can
+            reach. Nothing is made up for what is missing.
     """
     body = text.rpartition("<PLANNING>")[2]
     found: list[tuple[float, float]] = []
     pair = _PAIR.search(body)
+    odd = _ODD_PAIR.search(body[: pair.start()]) if pair else None
     while pair and len(found) < WAYPOINTS:
         found.append((float(pair[1]), float(pair[2])))
         pair = _PAIR.match(body, _BETWEEN.match(body, pair.end()).end())
     places = np.array(found, np.float32).reshape(-1, 2)
+    shown = text if len(text) <= 160 else f"{text[:80]} ... {text[-60:]}"
+    if odd:
+        raise ActionError(
+            f"the answer {shown!r} has {odd[0]} before its first waypoint; it is no action."
+        )
+    if (np.abs(places) > FARTHEST_M).any():
+        raise ActionError(
+            f"the answer {shown!r} has a waypoint beyond {FARTHEST_M:g} m, farther than a car "
+            "gets in three seconds; it is no action."
+        )
     if len(places) < WAYPOINTS or not np.isfinite(places).all():
-        shown = text if len(text) <= 160 else f"{text[:80]} ... {text[-60:]}"
         raise ActionError(
             f"the answer {shown!r} has {len(found)} waypoints in a row, {WAYPOINTS} finite ones "
             "are needed; it is no action."

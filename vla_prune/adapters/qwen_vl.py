@@ -98,9 +98,8 @@ class QwenVLAdapter:
         state: what each entry of ``Observation.state`` is, see :class:`EgoState`.
         question: see :class:`~vla_prune.adapters.qwen_prompt.DriverPrompt`; that of
             :func:`~vla_prune.adapters.driver_text.driver_prompt` unless given.
-        actions: ``places`` (of the ego, each 0.5 s, metres, x forward and y left of where it is
-            now) or ``steps`` (from one place to the next, same axes; what the driving world
-            takes).
+        actions: ``steps`` (the way of each 0.5 s, metres, x forward and y left of where the ego
+            is now; what the driving world takes) or ``places`` (of the ego, same axes).
         max_new_tokens: an answer is cut off there.
         stop_tokens: ids that end an answer; those of the model's ``generation_config`` unless
             given.
@@ -119,7 +118,7 @@ class QwenVLAdapter:
         image_size: tuple[int, int],
         state: Seq[str] = DRIVE_STATE,
         question: str | None = None,
-        actions: str = "places",
+        actions: str = "steps",
         max_new_tokens: int = 256,
         stop_tokens: Seq[int] | None = None,
         read: Callable[[str], np.ndarray] = waypoints,
