@@ -126,6 +126,14 @@ class Simulation:
             self._write(others)
             self._judge(others)
 
+    def relive(self, steps: int) -> None:
+        """Some steps as the log had them, whatever was planned."""
+        for _ in range(steps):
+            before = self.body
+            others = self.traffic.advance(before.pose, before.speed)
+            self.body = _logged(self.scene, self.traffic.step_index)
+            self._write(others)
+
     def situation(self) -> Situation:
         """The truth, for drivers that may see it."""
         return Situation(self.scene, self.route, self.body, self.traffic)

@@ -16,7 +16,9 @@ from shapely.ops import unary_union
 from vla_prune_sim.drive.arclines import fit_arclines
 from vla_prune_sim.drive.geometry import Polyline, wrap
 from vla_prune_sim.drive.load_nuscenes import load_root, load_scene, read_image
+from vla_prune_sim.drive.make_world import Painter, between
 from vla_prune_sim.drive.matching import find_route
+from vla_prune_sim.drive.render import Renderer
 from vla_prune_sim.drive.sampling import resample
 from vla_prune_sim.drive.scene import CAMERAS
 from vla_prune_sim.drive.simulation import Simulation
@@ -360,3 +362,16 @@ def test_the_way_is_where_it_seems():
     assert np.hypot(*np.diff(put(along(np.arange(0, 150, 0.5)))[:, :2], axis=0).T) == (
         pytest.approx(0.5, abs=1e-3)
     )
+
+
+def test_a_sweep_is_drawn_between_two_steps():
+    scene = small_scene("a")
+    half = Painter((80, 45))(scene, 10.5)
+    renderer = Renderer(scene, (80, 45))
+    there = scene.tracks.valid[:, 11]
+    middle = (scene.ego[10] + scene.ego[11]) / 2
+    wanted = renderer.render(middle, scene.tracks.pose[:, 10:12].mean(1), there)
+    gaps = [np.abs(half[name].astype(int) - wanted[name].astype(int)).mean() for name in wanted]
+    assert max(gaps) < 1.0
+    turned = between(np.array([0.0, 0.0, 3.1]), np.array([1.0, 0.0, -3.1]), 0.5)
+    assert abs(turned[2]) == pytest.approx(np.pi, abs=1e-6), "the short way round"

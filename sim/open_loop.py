@@ -1,0 +1,97 @@
+"""Open-loop scores of a table's policies: plans made on the log, held against what it did next.
+
+    python -m vla_prune_sim.open_loop configs/run/drive_smoke.yaml --set sim.root=DIR
+
+The ego is put where the log was at every keyframe, sees what it would have seen there, and plans.
+Prints one line of JSON with the six scores of `metrics.open_loop` for each recipe. Nobody reacts
+to a plan: `vla-prune run` says how well a policy drives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from vla_prune_sim.drive.scene import STEP_S
+from vla_prune_sim.drive.vehicle import PLAN_DT_S
+from vla_prune_sim.drive.world import DriveWorld
+from vla_prune_sim.metrics.open_loop import Frame, evaluate, frame_at
+from vla_prune_sim.rollout import Row, RunConfig, settled
+
+from vla_prune import config, report
+from vla_prune.build import build_adapter, build_recipe
+from vla_prune.errors import ActionError, ConfigError, VlaPruneError
+from vla_prune.policy import VLAPolicy, attach
+
+
+def measure(run_config: RunConfig) -> list[dict[str, Any]]:
+    """A row for each recipe of a driving table.
+
+    Args:
+        run_config: its world must be ``drive``; reference drivers and controls are left out.
+
+    Returns:
+        Rows with ``recipe``, ``keep_ratio``, ``frames`` that count, ``errors`` (answers that were
+        no plan) and each score's ``1s``, ``2s``, ``3s`` and ``avg``.
+    """
+    if run_config.world != "drive":
+        raise ConfigError(
+            f"open loop: the world is {run_config.world!r}; only plans of 'drive' are scored so."
+        )
+    run_config, _ = settled(run_config)
+    world = DriveWorld(**{**run_config.sim, "agents": "log"})
+    rows = [row for row in run_config.rows if row.recipe and row.control == "none"]
+    told = []
+    for suite, entry in run_config.suites.items():
+        adapter = build_adapter(entry.policy)
+        for row in rows:
+            keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
+            recipe = build_recipe(row.recipe, keep, cut_layer=run_config.cut_layer)
+            with attach(recipe, adapter) as policy:
+                told.append({"suite": suite, **_row(row, world, entry.tasks, policy)})
+    return told
+
+
+def _row(row: Row, world: DriveWorld, tasks: Sequence[int], policy: VLAPolicy) -> dict[str, Any]:
+    plans: list[np.ndarray] = []
+    frames: list[Frame] = []
+    errors = 0
+    for task in tasks:
+        episodes = world.open("drive", task)
+        seen, state = episodes.start(0, 0), policy.new_state()
+        simulation = episodes.env.simulation
+        while (frame := frame_at(simulation.scene, simulation.step_index)).complete:
+            try:
+                steps = policy.act_one(seen, state).actions
+                plans.append(np.cumsum(steps, axis=0))
+                frames.append(frame)
+            except ActionError:
+                errors += 1
+            simulation.relive(round(PLAN_DT_S / STEP_S))
+            seen = episodes.observe()
+        episodes.close()
+    about = {"recipe": row.recipe, "keep_ratio": row.keep_ratio, "errors": errors}
+    scores = evaluate(np.stack(plans), frames) if plans else {}
+    return about | {"frames": len(frames)} | scores
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="configs/run/*.yaml of the world drive")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
+    args = parser.parse_args(argv)
+    try:
+        run_config = RunConfig(**config.load(args.config, args.overrides, kind="run"))
+        rows = measure(run_config)
+    except VlaPruneError as error:
+        parser.error(str(error))
+    about = report.provenance(run_config.seed, "python -m vla_prune_sim.open_loop")
+    print(json.dumps(about | {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
