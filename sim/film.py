@@ -17,11 +17,12 @@ from PIL import Image
 from vla_prune_sim.seats import LocalSeat
 
 from vla_prune import draw, report
-from vla_prune.build import build_adapter, build_recipe
+from vla_prune.build import build_adapter
 from vla_prune.policy import attach
 
 if TYPE_CHECKING:
-    from vla_prune_sim.rollout import Episode, RunConfig
+    from vla_prune_sim.play import pruner_of
+from vla_prune_sim.rollout import Episode, RunConfig
 
 FRAME_MS, QUALITY, SCALE = 250, 60, 2
 STYLE = (
@@ -42,8 +43,7 @@ def film(config: RunConfig, world: str, episode: Episode) -> list[np.ndarray]:
     """
     row = episode.row
     adapter = build_adapter(config.suites[episode.suite].policy)
-    keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
-    pruner = build_recipe(row.recipe, keep, cut_layer=config.cut_layer)
+    pruner = pruner_of(row, config.cut_layer)
     seat, frames = LocalSeat(world, config.sim), []
     try:
         seat.start(

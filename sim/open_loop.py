@@ -19,10 +19,11 @@ from vla_prune_sim.drive.scene import STEP_S
 from vla_prune_sim.drive.vehicle import PLAN_DT_S
 from vla_prune_sim.drive.world import DriveWorld
 from vla_prune_sim.metrics.open_loop import Frame, evaluate, frame_at
+from vla_prune_sim.play import pruner_of
 from vla_prune_sim.rollout import Row, RunConfig, settled
 
 from vla_prune import config, report
-from vla_prune.build import build_adapter, build_recipe
+from vla_prune.build import build_adapter
 from vla_prune.errors import ActionError, ConfigError, VlaPruneError
 from vla_prune.policy import VLAPolicy, attach
 
@@ -48,9 +49,7 @@ def measure(run_config: RunConfig) -> list[dict[str, Any]]:
     for suite, entry in run_config.suites.items():
         adapter = build_adapter(entry.policy)
         for row in rows:
-            keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
-            recipe = build_recipe(row.recipe, keep, cut_layer=run_config.cut_layer)
-            with attach(recipe, adapter) as policy:
+            with attach(pruner_of(row, run_config.cut_layer), adapter) as policy:
                 told.append({"suite": suite, **_row(row, world, entry.tasks, policy)})
     return told
 
@@ -85,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
     args = parser.parse_args(argv)
     try:
-        run_config = RunConfig(**config.load(args.config, args.overrides, kind="run"))
+        data = config.load(args.config, args.overrides, kind="run")
+        config.check_keys(args.config, RunConfig, data)
+        run_config = RunConfig(**data)
         rows = measure(run_config)
     except VlaPruneError as error:
         parser.error(str(error))

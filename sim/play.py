@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from vla_prune_sim.realtime.config import PLAIN
 from vla_prune_sim.seats import Glimpse, LocalSeat, ProcessSeat, Seat
 
 from vla_prune.build import build_adapter, build_recipe
@@ -20,10 +21,22 @@ from vla_prune.pruner import Pruner
 from vla_prune.types import ActionChunk, Observation, PolicyState
 
 if TYPE_CHECKING:
-    from vla_prune_sim.rollout import Episode, RunConfig
+    from vla_prune_sim.rollout import Episode, Row, RunConfig
 
 LLM_STAGES = ("prefill", "selection", "decode")
 TIMING_ROUNDS = 3
+
+
+def pruner_of(row: Row, cut_layer: int, keep_ratio: float | None = None) -> Pruner:
+    """The recipe of a row, built.
+
+    Args:
+        row: one with a recipe.
+        cut_layer: of its table.
+        keep_ratio: in place of the row's own, as a controller's ladder wants it.
+    """
+    keep = None if row.recipe in PLAIN else keep_ratio or row.keep_ratio
+    return build_recipe(row.recipe, keep, cut_layer=cut_layer)
 
 
 @dataclass
@@ -75,8 +88,7 @@ class Player:
                 yield from (self._result(run) for run in self._row(None, list(group)))
                 continue
             adapter = self._adapter(suite)
-            keep = None if row.recipe in ("dense", "blind") else row.keep_ratio
-            pruner = build_recipe(row.recipe, keep, cut_layer=self.config.cut_layer)
+            pruner = pruner_of(row, self.config.cut_layer)
             with attach(pruner, adapter, time_stages=True) as policy:
                 for run in self._row(policy, list(group)):
                     result = self._result(run)

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from vla_prune_sim.realtime.config import RealtimeConfig, check_rows, settings
+from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig, check_rows, settings
 from vla_prune_sim.spans import numbers
 from vla_prune_sim.survey import marks, spoken, survey, tasks_there
 
@@ -144,7 +144,7 @@ class RunConfig:
                     f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
                     "driver; give one of them."
                 )
-            if row.keep_ratio != 1.0 and (row.driver or row.recipe in ("dense", "blind")):
+            if row.keep_ratio != 1.0 and (row.driver or row.recipe in PLAIN):
                 raise ConfigError(
                     f"run: rows: {row.name!r} has no budget, so keep_ratio {row.keep_ratio:g} "
                     "would only mislabel it; take it out."

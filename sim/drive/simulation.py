@@ -127,7 +127,7 @@ class Simulation:
             self._judge(others)
 
     def relive(self, steps: int) -> None:
-        """Some steps as the log had them, whatever was planned."""
+        """Some steps of 0.1 s as the log had them, whatever was planned."""
         for _ in range(steps):
             before = self.body
             others = self.traffic.advance(before.pose, before.speed)
@@ -149,8 +149,8 @@ class Simulation:
         past = self.record.bodies[max(0, len(self.record.bodies) - 11)].pose
         x, y = to_local(past[None, :2], body.pose)[0]
         # Where the route is the log's own path, its turns are the log's future.
-        told = command(self.route, float(self.along)) if self.scene.on_lanes else STRAIGHT_ON
-        turn, off = told
+        known = self.scene.on_lanes
+        turn, off = command(self.route, float(self.along)) if known else STRAIGHT_ON
         way = [float(turn == i) for i in range(len(COMMANDS))]
         own = [body.speed, body.accel, body.yaw_rate, body.steer, x, y]
         return np.array([*own, *way, off / LOOK_M], np.float32)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from vla_prune_sim.play import Player
-from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig
+from vla_prune_sim.play import Player, pruner_of
+from vla_prune_sim.realtime.config import RealtimeConfig
 from vla_prune_sim.realtime.latency import (
     Latency,
     LiveLatency,
@@ -22,7 +22,6 @@ from vla_prune_sim.realtime.pilot import make_pilot
 from vla_prune_sim.realtime.profiles import Rounds, checked
 from vla_prune_sim.seats import BROKEN
 
-from vla_prune.build import build_recipe
 from vla_prune.errors import ActionError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
@@ -75,9 +74,8 @@ class RealtimePlayer(Player):
         """One, or one for each step of the controller's ladder."""
         cut = self.config.cut_layer
         if row.controller:
-            return [build_recipe(row.recipe, k, cut_layer=cut) for k in self.realtime.ladder]
-        keep = None if row.recipe in PLAIN else row.keep_ratio
-        return [build_recipe(row.recipe, keep, cut_layer=cut)]
+            return [pruner_of(row, cut, keep) for keep in self.realtime.ladder]
+        return [pruner_of(row, cut)]
 
     def _played(self, episode: Episode, policy: VLAPolicy) -> dict[str, Any]:
         run = self._begin(self.seats[0], episode)

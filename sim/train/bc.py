@@ -29,11 +29,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vla_prune_sim.train import resume
 from vla_prune_sim.train.features import FeatureCache
 from vla_prune_sim.train.frames import Batch, FrameSet
 from vla_prune_sim.train.keyframes import draw, surprise
@@ -193,7 +193,11 @@ class Trainer:
         torch.manual_seed(args.seed)
         state, chunk, _, offsets = self.train.rows[0]
         self.config = pocket_config(
-            self.tokenizer.get_vocab_size(), self.train.views, *chunk.shape, len(state)
+            self.tokenizer.get_vocab_size(),
+            self.train.views,
+            *chunk.shape,
+            len(state),
+            tower_layers=args.tower_layers,
         )
         self.statistics = self._statistics()
         self.model = OpenVLA(self.config, self.statistics).to(self.device)
@@ -214,8 +218,8 @@ class Trainer:
             _groups(self.model, self.helpers), lr=args.lr, betas=(0.9, 0.95), fused=True
         )
         self.step = 0
-        if args.tower_from:
-            self._take_tower(Path(args.tower_from))
+        if args.start_from:
+            self._start(Path(args.start_from))
         self._resume()
         self.cache = None
         if args.freeze_tower:
@@ -229,7 +233,7 @@ class Trainer:
         meter: list[dict[str, float]] = []
         while self.step < args.steps:
             for group in self.optimiser.param_groups:
-                group["lr"] = args.lr * _schedule(self.step, args.steps, args.warmup)
+                group["lr"] = args.lr * warm_cosine(self.step, args.steps, args.warmup)
             meter.append(self._step())
             self.step += 1
             self._update_average()
@@ -243,7 +247,8 @@ class Trainer:
                 if self.step % args.save_every == 0 or self.step == args.steps:
                     line |= self.validate()
                     self.save()
-                    if len(self.train) != self.train.refresh():
+                    known = len(self.train)
+                    if self.train.refresh() > known:
                         self.weight = self._weight()
                     self.valid.refresh()
                 print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
@@ -367,48 +372,26 @@ class Trainer:
         self.model.save_pretrained(self.out / "policy")
         self.tokenizer.save(str(self.out / "policy" / "tokenizer.json"))
         self.model.load_state_dict(current)
-        tensors = {f"model.{k}": v for k, v in current.items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        tensors |= {f"helpers.{k}": v for k, v in self.helpers.state_dict().items()}
-        for number, entry in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entry.items()}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        partial = self.out / "resume.partial"
-        save_file(tensors, partial, metadata={"step": str(self.step)})
-        partial.rename(self.out / "resume.safetensors")
+        parts = {"model": current, "average": self.average, "helpers": self.helpers.state_dict()}
+        resume.write(self.out / "resume.safetensors", self.step, parts, self.optimiser)
 
-    def _take_tower(self, path: Path) -> None:
-        """Begin with the image tower of another policy's weights."""
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith("towers.")]  # noqa: SIM118
-            tower = {name: file.get_tensor(name) for name in names}
-        self.model.load_state_dict(tower, strict=False)
-        self.average |= {name: value.clone().to(self.device) for name, value in tower.items()}
+    def _start(self, path: Path) -> None:
+        """Begin with another policy's weights, or with the tower alone, as far as they fit."""
+        mine = self.model.state_dict()
+        found = load_file(path)
+        taken = {k: v for k, v in found.items() if k in mine and v.shape == mine[k].shape}
+        self.model.load_state_dict(taken, strict=False)
+        self.average |= {name: value.clone().to(self.device) for name, value in taken.items()}
+        print(f"{len(taken)} of {len(mine)} tensors begin as in {path}", flush=True)
 
     def _resume(self) -> None:
         path = self.out / "resume.safetensors"
         if not path.exists():
             return
-        with safe_open(path, "pt") as file:
-            self.step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        part = lambda name: {  # noqa: E731
-            k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)
-        }
-        self.model.load_state_dict(part("model."), strict=False)
-        self.average = {k: v.to(self.device) for k, v in part("average.").items()}
-        self.helpers.load_state_dict(part("helpers."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimiser.").items():
-            number, name = key.split(".", 1)
-            state.setdefault(int(number), {})[name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        # Fused AdamW on CPU walks memory as it lies: a moment must lie as its parameter does.
-        for parameter, moments in self.optimiser.state.items():
-            for name, value in moments.items():
-                if value.shape == parameter.shape:
-                    moments[name] = torch.empty_like(parameter).copy_(value)
+        self.step, parts = resume.read(path, self.optimiser)
+        self.model.load_state_dict(parts["model"], strict=False)
+        self.average = {k: v.to(self.device) for k, v in parts["average"].items()}
+        self.helpers.load_state_dict(parts["helpers"])
         print(f"resumed at step {self.step}", flush=True)
 
     def _statistics(self) -> Statistics:
@@ -448,7 +431,8 @@ def _groups(*modules: nn.Module) -> list[dict]:
     ]
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
+def warm_cosine(step: int, steps: int, warmup: int) -> float:
+    """The learning rate's share at a step: up in a line, down to a fiftieth in half a cosine."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -494,7 +478,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--freeze-tower", action="store_true", help="train the rest: twice as fast, no jitter"
     )
-    parser.add_argument("--tower-from", help="model.safetensors whose image tower to begin with")
+    parser.add_argument(
+        "--start-from", help="model.safetensors of a policy, or of a tower, to begin with"
+    )
+    parser.add_argument("--tower-layers", type=int, default=1, help="residual blocks of the tower")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")

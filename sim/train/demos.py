@@ -31,8 +31,10 @@ from vla_prune_sim.libero.env import VIEWS, LiberoEnv, proprio
 from vla_prune_sim.libero.expert import GOALS, Expert
 from vla_prune_sim.libero.labels import patches, pixel
 from vla_prune_sim.libero.layouts import RandomLayout
+from vla_prune_sim.train.dagger import EXPERT, Look, add_arguments, learners
 
 from vla_prune.errors import VlaPruneError
+from vla_prune.types import Observation
 
 CHUNK = 8
 EXECUTED = 4  # rows of a policy's chunk, as in the tables
@@ -40,7 +42,8 @@ SIZE = 144
 TRAIN_STATES = 30  # shipped states from this one on are for evaluation
 FORMAT = 1
 Maker = Callable[[LiberoEnv, int], list[tuple[dict, dict]]]
-Driver = Callable[[LiberoEnv, str], Callable[[], np.ndarray]]  # a new one for every episode
+Drive = Callable[[], np.ndarray]  # the next actions ``[EXECUTED, 7]``
+Driver = Callable[[LiberoEnv, str], Drive]  # a new one for every episode
 
 
 class Disturbance:
@@ -158,9 +161,8 @@ def record(env: LiberoEnv, seed: int) -> list[tuple[dict, dict]]:
 def dagger(env: LiberoEnv, seed: int, drivers: Sequence[Driver]) -> list[tuple[dict, dict]]:
     """One episode that a policy drives, with what the expert would do at each of its looks.
 
-    The states are the policy's own, as in DAgger (Ross, Gordon, Bagnell 2011, arXiv 1011.0686,
-    with the expert in control of every fourth look). A chunk is had by letting the expert go on
-    from there and putting the world back.
+    The states are the policy's own (see `train.dagger`). A chunk is had by letting the expert go
+    on from there and putting the world back.
 
     Args:
         env: one task.
@@ -178,7 +180,7 @@ def dagger(env: LiberoEnv, seed: int, drivers: Sequence[Driver]) -> list[tuple[d
     while not (success or cut):
         frames.take(len(actions), expert.holding)
         chunks.append(ahead(env, expert))
-        rows = chunks[-1] if rng.random() < 0.25 else drive()
+        rows = chunks[-1] if rng.random() < EXPERT else drive()
         for row in rows[:EXECUTED]:
             actions.append(expert.act().astype(np.float32))
             executed.append(row.astype(np.float32))
@@ -369,11 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=range(10))
     parser.add_argument("--per-shard", type=int, default=4)
     parser.add_argument("--glances", action="store_true", help="starts of ways, many layouts")
-    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives (DAgger)")
-    parser.add_argument(
-        "--recipes", nargs="+", default=["dense"], help="NAME or NAME:KEEP; one an episode"
-    )
-    parser.add_argument("--cut-layer", type=int, default=2, help="of those recipes")
+    add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
@@ -386,34 +384,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
 
 
-def _drivers(args: argparse.Namespace) -> list[Driver]:
-    """One for each recipe, all on one model, which is attached anew for every look."""
-    from vla_prune.build import build_adapter, build_recipe
-
-    adapter = build_adapter(args.policy)
-    entries = [recipe.partition(":") for recipe in args.recipes]
-    return [
-        partial(
-            _driver, adapter, build_recipe(name, float(keep) if keep else None, (), args.cut_layer)
-        )
-        for name, _, keep in entries
-    ]
-
-
-def _driver(
-    adapter: Any, pruner: Any, env: LiberoEnv, instruction: str
-) -> Callable[[], np.ndarray]:
+def _driver(begin: Callable[[], Look], env: LiberoEnv, instruction: str) -> Drive:
     """What this policy would execute of its next chunk in this environment."""
-    from vla_prune.policy import attach
-    from vla_prune.types import Observation, PolicyState
-
-    state = PolicyState()
+    look = begin()
 
     def drive() -> np.ndarray:
         images = {view: env.raw_image(view, SIZE)[::-1, ::-1].copy() for view in VIEWS}
-        with attach(pruner, adapter) as policy:
-            seen = Observation(images, instruction, proprio(env.scene()))
-            return policy.act_one(seen, state).actions[:EXECUTED]
+        return look(Observation(images, instruction, proprio(env.scene())))[:EXECUTED]
 
     return drive
 
@@ -424,7 +401,8 @@ def _make(args: argparse.Namespace, worker: tuple[int, int]) -> None:
     todo = shards(args.out, args.suite, *part)
     make = glances if args.glances else record
     if args.policy:
-        make = partial(dagger, drivers=_drivers(args))
+        drivers = [partial(_driver, begin) for begin in learners(args)]
+        make = partial(dagger, drivers=drivers)
     for path, task, seed in todo:
         count, frames = write_shard(path, args.suite, task, args.per_shard, seed, make)
         made, seen = made + count, seen + frames

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import h5py
@@ -31,8 +30,10 @@ from vla_prune_sim.drive.scene import Scene
 from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.world import steps_of
+from vla_prune_sim.train.dagger import EXPERT, Look, add_arguments, learners
 
 from vla_prune.errors import VlaPruneError
+from vla_prune.types import Observation
 
 # From a frame, as it is recorded, and the expert's plan to the plan that is executed, `[6, 2]`.
 Executor = Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]
@@ -53,7 +54,7 @@ class Disturbance:
         self._rng, self._left, self._calm = rng, 0, 0
 
     def __call__(self, frame: dict[str, np.ndarray], plan: np.ndarray) -> np.ndarray:
-        """The plan to execute instead of the expert's."""
+        """The plan ``[6, 2]`` to execute instead of the expert's."""
         rng = self._rng
         if self._left == 0:
             self._calm += 1
@@ -80,9 +81,7 @@ def record(seed: int) -> tuple[dict[str, np.ndarray], dict] | None:
 def dagger(
     seed: int, policies: Sequence[Callable[[], Executor]]
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """One drive of a policy's own, as in DAgger (Ross, Gordon, Bagnell 2011, arXiv 1011.0686).
-
-    The expert is in control of every fourth look.
+    """One drive of a policy's own, as in DAgger (see `train.dagger`).
 
     Args:
         seed: of the town.
@@ -93,7 +92,7 @@ def dagger(
 
     def execute(frame: dict[str, np.ndarray], plan: np.ndarray) -> np.ndarray:
         own = policy(frame, plan)
-        return plan if rng.random() < 0.25 else own
+        return plan if rng.random() < EXPERT else own
 
     arrays, about = _drive(seed, execute)
     return arrays, about | {"disturbed": False}
@@ -103,7 +102,7 @@ def _drive(seed: int, execute: Executor) -> tuple[dict[str, np.ndarray], dict]:
     scene = make_scene(seed)
     simulation, driver = Simulation(scene, "idm"), RuleExpert(**TEACHER)
     renderer = Renderer(scene, VIEW, FRONT)
-    kinds = _kinds(scene)
+    kinds = kinds_of(scene)
     rows: dict[str, list] = {}
     while not simulation.over:
         plan = driver.plan(simulation.situation())
@@ -138,7 +137,7 @@ def _frame(
     return row
 
 
-def _kinds(scene: Scene) -> np.ndarray:
+def kinds_of(scene: Scene) -> np.ndarray:
     """Patch class of each track."""
     kinds = []
     for category in scene.tracks.categories:
@@ -218,32 +217,13 @@ def write_shard(
     return count, frames
 
 
-def _policies(args: argparse.Namespace) -> list[Callable[[], Executor]]:
-    """One for each recipe, all on one model, each call a fresh start."""
-    from vla_prune.build import build_adapter, build_recipe
-
-    adapter = build_adapter(args.policy)
-    entries = [recipe.partition(":") for recipe in args.recipes]
-    return [
-        partial(
-            _policy, adapter, build_recipe(name, float(keep) if keep else None, (), args.cut_layer)
-        )
-        for name, _, keep in entries
-    ]
-
-
-def _policy(adapter: Any, pruner: Any) -> Executor:
-    """What this policy makes of each frame; it is attached anew for every look."""
-    from vla_prune.policy import attach
-    from vla_prune.types import Observation, PolicyState
-
-    state = PolicyState()
+def _executor(begin: Callable[[], Look]) -> Executor:
+    """What a policy makes of each frame."""
+    look = begin()
 
     def execute(frame: dict[str, np.ndarray], _: np.ndarray) -> np.ndarray:
         images = {name: frame[f"obs/{name}_rgb"] for name in FRONT}
-        with attach(pruner, adapter) as policy:
-            seen = Observation(images, INSTRUCTION, frame["states8"])
-            return np.cumsum(policy.act_one(seen, state).actions, axis=0)
+        return np.cumsum(look(Observation(images, INSTRUCTION, frame["states8"])), axis=0)
 
     return execute
 
@@ -255,18 +235,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--per-shard", type=int, default=20)
     parser.add_argument("--first", type=int, default=100_000, help="seed of the first town")
-    parser.add_argument("--policy", help="configs/policy/*.yaml: it drives (DAgger)")
-    parser.add_argument(
-        "--recipes", nargs="+", default=["dense"], help="NAME or NAME:KEEP; one a drive"
-    )
-    parser.add_argument("--cut-layer", type=int, default=2, help="of those recipes")
+    add_arguments(parser)
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
     index, of = (int(part) for part in args.worker.split("/"))
     args.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     try:
-        make = partial(dagger, policies=_policies(args)) if args.policy else record
+        make = record
+        if args.policy:
+            policies = [partial(_executor, begin) for begin in learners(args)]
+            make = partial(dagger, policies=policies)
     except VlaPruneError as error:
         parser.error(str(error))
     start, seen = time.time(), 0

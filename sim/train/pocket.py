@@ -33,6 +33,7 @@ def pocket_config(
     action_dim: int = 7,
     proprio_dim: int = 8,
     image_size: int = 144,
+    tower_layers: int = 1,
 ) -> OpenVLAConfig:
     """``pocket-libero`` and ``pocket-drive``: views of 144 tokens, six layers of width 128.
 
@@ -46,9 +47,10 @@ def pocket_config(
         action_dim: numbers in one action.
         proprio_dim: length of the state.
         image_size: side of a view, pixels; 12 pixels a token.
+        tower_layers: residual blocks of the tower.
     """
     return OpenVLAConfig(
-        towers=(TowerConfig("conv", image_size, 12, hidden_size=128, layers=1),),
+        towers=(TowerConfig("conv", image_size, 12, hidden_size=128, layers=tower_layers),),
         llm={
             "vocab_size": words,
             "hidden_size": 128,

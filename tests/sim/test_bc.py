@@ -86,13 +86,13 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) 
     trainer(demos, whole, 4).run()
     first = trainer(demos, parts, 4)
     first.args.steps = 2
-    bent = bc._schedule
+    bent = bc.warm_cosine
     try:  # the schedule must be that of the whole run
-        bc._schedule = lambda step, _, warmup: bent(step, 4, warmup)
+        bc.warm_cosine = lambda step, _, warmup: bent(step, 4, warmup)
         first.args.dense_tail = 0.0
         first.run()
     finally:
-        bc._schedule = bent
+        bc.warm_cosine = bent
     trainer(demos, parts, 4).run()
     ours, theirs = weights(parts), weights(whole)
     assert ours.keys() == theirs.keys()

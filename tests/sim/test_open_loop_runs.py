@@ -57,3 +57,9 @@ def test_another_world_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         open_loop.main(["libero_smoke"])
     assert "only plans of 'drive'" in capsys.readouterr().err
+
+
+def test_an_unknown_key_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        open_loop.main(["drive_smoke", "--set", "jobz=2"])
+    assert "jobz" in capsys.readouterr().err

@@ -35,13 +35,13 @@ _VIEWS = (
     "Instruction: {{instruction}}.\n"
 )
 
+FARTHEST_M = 250.0  # of a waypoint, in three seconds
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+))"
 _PAIR = re.compile(rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]")
 # A place that is none: two words in brackets of which one means to be a number.
 _ODD_PAIR = re.compile(
     r"[\[(](?=[^\[\]()]*(?:\d|nan|inf))\s*[\w.+-]+\s*,\s*[\w.+-]+\s*[\])]", re.IGNORECASE
 )
-FARTHEST_M = 250.0  # in three seconds
 _BETWEEN = re.compile(r"[\s,;]*")
 
 
