@@ -11,6 +11,7 @@ import torch
 h5py = pytest.importorskip("h5py")
 
 from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from vla_prune_sim.train import bc, look, ship  # noqa: E402
 
 from vla_prune.build import build_adapter  # noqa: E402
@@ -98,6 +99,21 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_happened(demos, tmp_path) 
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def test_another_policy_or_a_tower_begins_this_one(demos, tmp_path) -> None:
+    first = trainer(demos, tmp_path / "first", 2)
+    first.run()
+    path = tmp_path / "first" / "policy" / "model.safetensors"
+    more = ("--start-from", str(path), "--tower-layers", "2")
+    second = trainer(demos, tmp_path / "second", 2, *more, "--seed", "1")
+    ours, theirs = second.model.state_dict(), load_file(path)
+    assert {name for name in ours if name not in theirs} == {
+        name for name in ours if name.startswith("towers.0.blocks.1.")
+    }
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(second.average[name], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
