@@ -17,7 +17,7 @@ pytest.importorskip("vla_prune_msgs", reason="vla_prune_msgs is missing: build a
 from vla_prune_ros import wire  # noqa: E402
 from vla_prune_ros.convert import image_fields, to_rgb  # noqa: E402
 
-from .live import WAIT_S, environment, live  # noqa: E402
+from .live import WAIT_S, environment, live, until  # noqa: E402
 from .scene import CHUNK, IMAGE, chunk  # noqa: E402
 
 pytestmark = pytest.mark.ros
@@ -49,7 +49,7 @@ def test_type_hashes_are_those_of_ros(ros: None) -> None:
     from vla_prune_ros.ros_messages import get_message
 
     publisher = node.create_publisher(get_message(CHUNK), "chunk", 1)
-    [told] = node.get_publishers_info_by_topic("/chunk")
+    [told] = until(lambda: node.get_publishers_info_by_topic("/chunk"), "its own publisher")
     assert str(told.topic_type_hash) == wire.type_hash(CHUNK)
     node.destroy_publisher(publisher)
     node.destroy_node()

@@ -6,6 +6,7 @@ Imports rclpy. A node file adds what it listens to and what it says.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -47,6 +48,7 @@ from vla_prune_ros.memory import keep_memory
 from vla_prune_ros.qos import OUT, Qos
 from vla_prune_ros.ros_messages import message
 from vla_prune_ros.status import Health, machine
+from vla_prune_ros.worker import Worker
 
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 STATUS = "vla_prune_msgs/msg/PruneStatus"
@@ -58,6 +60,7 @@ OVERRIDABLE = (
     QoSPolicyKind.DEADLINE,
     QoSPolicyKind.LIFESPAN,
 )
+SWITCH_S = 0.0005  # in place of 5 ms: a picture's thread must not wait that long for the others
 BETWEEN = ("configuring", "cleaningup", "errorprocessing", "shuttingdown")
 
 
@@ -136,8 +139,10 @@ class ManagedNode(LifecycleNodeMixin, Node):
         self.stack = ExitStack()
         self._said = ""
         self._is_active = False
-        self._work: list[Gate] = []
+        self._work: list[Gate | Worker] = []
         self._ends: list[Callable[[], Any]] = []
+        self._crashes: list[Exception] = []
+        self._alarm = self.create_guard_condition(self._raise)
         for p in params.PARAMETERS[kind]:
             self.declare_parameter(p.name, p.default, _descriptor(p))
         self.add_on_set_parameters_callback(self._on_set)
@@ -202,13 +207,14 @@ class ManagedNode(LifecycleNodeMixin, Node):
         """Work: call until deactivated, in steady time, which no paused simulation stops."""
         self._timer(period_s, self._gated(callback), self.work)
 
-    def waker(self, callback: Callable[[], Any]) -> Callable[[], None]:
-        """A function that has work done as soon as possible."""
-        made = self.create_guard_condition(self._gated(callback), callback_group=self.work)
-        self._ends.append(partial(self.destroy_guard_condition, made))
-        wake = Gate(made.trigger)
-        self._ends.append(wake.close)
-        return wake
+    def worker(self, callback: Callable[[], Any], period_s: float) -> Worker:
+        """A function that has work done at once, in a thread of its own; see :class:`Worker`.
+
+        It begins when all topics are open.
+        """
+        made = Worker(callback, period_s, self._crash)
+        self._work.append(made)
+        return made
 
     def serve(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
         """A service until deactivated."""
@@ -276,6 +282,9 @@ class ManagedNode(LifecycleNodeMixin, Node):
             self.get_logger().error(traceback.format_exc())
             return TransitionCallbackReturn.ERROR
         self._is_active = True
+        for work in self._work:
+            if isinstance(work, Worker):
+                work.start()
         self._timer(1.0 / values["heartbeat_hz"], self.tell, self.inputs)  # also while work runs
         return super().on_activate(state)
 
@@ -300,8 +309,17 @@ class ManagedNode(LifecycleNodeMixin, Node):
         return self.on_shutdown(state)
 
     def _gated(self, callback: Callable[[], Any]) -> Gate:
-        self._work.append(Gate(callback))
-        return self._work[-1]
+        gate = Gate(callback)
+        self._work.append(gate)
+        return gate
+
+    def _crash(self, error: Exception) -> None:
+        """An exception of a worker is one of a callback: the executor's."""
+        self._crashes.append(error)
+        self._alarm.trigger()
+
+    def _raise(self) -> None:
+        raise self._crashes[0]
 
     def _timer(self, period_s: float, callback: Callable[[], Any], group: Any) -> None:
         made = self.create_timer(period_s, callback, callback_group=group, clock=self.steady_clock)
@@ -350,6 +368,7 @@ def run(make: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = 
     no clean-up. Commands stop, their lifespan and the receiver's own watchdog end the motion.
     """
     keep_memory()
+    sys.setswitchinterval(SWITCH_S)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

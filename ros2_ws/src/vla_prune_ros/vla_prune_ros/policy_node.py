@@ -38,7 +38,7 @@ class PolicyNode(ManagedNode):
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
         contract = self.loop.contract if self.split else self.loop.senses.contract
-        self.wake = self.waker(self.turn)
+        self.wake = self.worker(self.turn, WATCH_S)
         self.chunks = self.speak("vla_prune_msgs/msg/ActionChunk", "action_chunk")
         if self.split or values["publish_scores"]:
             self.scores = self.speak("vla_prune_msgs/msg/TokenScores", "token_scores")
@@ -52,7 +52,6 @@ class PolicyNode(ManagedNode):
             listen_to_contract(self, contract, self.loop.senses, self.wake)
         self.serve(SetBudget, "~/set_budget", self.on_budget)
         self.serve(Reset, "~/reset", self.on_reset)
-        self.every(WATCH_S, self.turn)
 
     def deactivate(self) -> None:
         """Say that nothing more comes, so that the command node holds at once."""
