@@ -53,6 +53,16 @@ def test_motion_comes_from_the_first_row() -> None:
     assert rung == 2
 
 
+def test_a_standing_arm_with_a_closed_gripper_does_not_move() -> None:
+    config = ControllerConfig(**CONFIG, easy=2, motion=(0.0, 0.5), motion_numbers=[0, 1])
+    pilot = Pilot(Controller(config))
+    still = ActionChunk(np.array([[0.0, 0.0, -1.0]]), 0.1, 0.0, {"decoder.2": np.arange(4)})
+    for _ in range(40):
+        rung = pilot.choose(0.0).rung
+        pilot.learn(rung, CONFIG["latency_s"][rung], still)
+    assert rung == 2
+
+
 def test_the_period_can_change_and_come_back() -> None:
     pilot = Pilot(Controller(ControllerConfig(**CONFIG)))
     pilot.set_period(0.05)
