@@ -81,3 +81,12 @@ def test_a_tuned_file_is_read_and_what_is_none_is_refused() -> None:
         read_controller("f", {"policy": "p"})
     with pytest.raises(ConfigError, match="did you mean 'margin'"):
         read_controller("f", {"controller": {**CONFIG, "margn": 0.1}})
+    for name, wrong, said in (
+        ("period_s", "100ms", "it takes a number"),
+        ("buckets", 0.5, "it takes a list of numbers"),
+        ("buckets", ["a"], "it takes a list of numbers"),
+        ("patience", "4", "it takes a whole number"),
+        ("window", 4.0, "it takes a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=f"f: controller: {name} is .*; {said}"):
+            read_controller("f", {"controller": {**CONFIG, name: wrong}})
