@@ -303,11 +303,36 @@ def test_loads_rise_and_fall() -> None:
         ({"settings": {"a": {"load": {"step_at_s": 2.0, "step_until_s": 1.0}}}}, "in order"),
         ({"settings": {"a": {"factor": 0.0}}}, "give more than 0"),
         ({"settings": {"a": {"fctor": 1.0}}}, "did you mean 'factor'"),
+        ({"settings": {"a": {"factor": "3x"}}}, "factor is '3x'; it takes a number"),
+        ({"settings": {"a": 2.0}}, "settings.a: 2.0 is no mapping"),
+        ({"settings": {"a": {"load": 2.0}}}, "load: 2.0 is no mapping"),
+        ({"settings": {"a": {"factor": 3.0, "dense_periods": 2.5}}}, "give one of them"),
+        ({"settings": {"a": {"factor": 3.0}}}, "latency is 'none'; take latency 'profile'"),
+        ({"prefix": 2}, "prefix 2 does nothing in mode 'synchronous'"),
+        ({"lead": 1, "mode": "asynchronous"}, "lead 1 does nothing in mode 'asynchronous'"),
+        ({"transport_s": np.inf}, "transport_s inf"),
+        ({"actuation_s": np.nan}, "actuation_s nan"),
+        ({"period_s": np.inf}, "the period is finite"),
+        ({"commit": "maybe"}, "commit is warn or refuse"),
+        ({"seed": -1}, "the seed 0 or more"),
+        ({"charged_as": {"grid": "dual_level"}}, "names recipes of a profile, and latency is"),
+        ({"controller": {"patiense": 1}}, "did you mean 'patience'"),
+        ({"controller": {"patience": "4"}}, "patience is '4'; it takes a whole number"),
+        ({"controller": {"patience": 0}}, "all are at least 1"),
+        ({"controller": {"easy": 9}}, "easy is rung 9; there are 0 to 4"),
+        ({"controller": {"percentile": "p99"}}, "percentile 'p99'; give a number from 0 to 100"),
+        ({"controller": {"period_s": 1.0}}, "period_s follows from ladder"),
     ],
 )
 def test_mistakes_are_named(given: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         play(Counting(1), 0.0, **given)
+
+
+@pytest.mark.parametrize("limit", [-5.0, np.nan, np.inf])
+def test_a_limit_that_is_no_time_is_refused(limit: float) -> None:
+    with pytest.raises(ConfigError, match="limit_s: drive is over after"):
+        RealtimeConfig(0.2, 2, "brake", limit_s={"drive": limit})
 
 
 def test_a_world_whose_clock_would_go_backwards_is_refused() -> None:
