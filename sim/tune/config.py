@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from vla_prune_sim.realtime.config import RealtimeConfig
 from vla_prune_sim.spans import numbers
 
 from vla_prune.config import check_keys
@@ -118,6 +119,9 @@ class TuneConfig:
                     f"tune: realtime: {name} is what tune is asked about; take it out of the "
                     "config and give --period, --deadline and --profile."
                 )
+        given = {"period_s": 1.0, **self.realtime}
+        check_keys("tune: realtime", RealtimeConfig, given)
+        RealtimeConfig(**given)
 
 
 @dataclass(frozen=True)

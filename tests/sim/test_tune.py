@@ -253,6 +253,29 @@ def test_a_budget_that_just_meets_the_deadline_gives_a_controller_that_loads(
     assert ControllerConfig(**tuned["controller"]).latency_s[0] <= period
 
 
+def test_threads_are_those_that_the_profile_was_measured_with(
+    config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
+) -> None:
+    profile = Profile.load(folder / "profile.json")
+    replace(profile, subject=replace(profile.subject, threads=2)).save(tmp_path / "two.json")
+    asked: list[int] = []
+
+    class Asked(Scores):
+        def __call__(self, table: rollout.RunConfig) -> Sequence[Mapping[str, Any]]:
+            asked.append(table.threads)
+            return super().__call__(table)
+
+    before = torch.get_num_threads()
+    try:
+        two = replace(request_, profile=str(tmp_path / "two.json"))
+        tuner.tune(config, two, tmp_path, Asked({0.5: 0.5, 0.25: 0.5}))
+        with pytest.raises(ConfigError, match="CPU threads 2, and 1 is to be run"):
+            tuner.tune(replace(config, threads=1), two, tmp_path, Scores({}))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [2, 2]
+
+
 def test_a_profile_of_another_commit_is_told(
     config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +351,13 @@ def test_mistakes_are_named(
             replace(config, rungs=[{"tasks": tasks, "states": [0]}])
     with pytest.raises(ConfigError, match="threads -1 and workers 1; give 1 or more"):
         replace(config, threads=-1)
+    for field, wrong, said in (
+        ("transport_s", "1s", "tune: realtime: transport_s is '1s'; it takes a number"),
+        ("execute", 0, "execute 0"),
+        ("mod", "overlap", "did you mean 'mode'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            replace(config, realtime={**REALTIME, field: wrong})
     for data, said in (
         ({"rungs": 3}, "rungs is 3; it takes a list"),
         ({"realtime": None}, "realtime is None; it takes a mapping"),
@@ -342,7 +372,7 @@ def test_mistakes_are_named(
     assert [seconds(t, "") for t in ("100ms", "0.1s", "0.1", "1e-1 s")] == pytest.approx([0.1] * 4)
 
 
-@pytest.mark.parametrize("given", [[], ["--threads", "2", "--cut-layer", "1"]])
+@pytest.mark.parametrize("given", [[], ["--cut-layer", "1"]])
 def test_the_two_commands_fit_each_other_whatever_was_measured(
     folder: Path, tmp_path: Path, given: list[str]
 ) -> None:
@@ -358,8 +388,10 @@ def test_the_two_commands_fit_each_other_whatever_was_measured(
     before = torch.get_num_threads()
     try:
         made = CliRunner().invoke(
-            cli.app, ["profile", policy, "--out", file, "--rounds", "1", "--warmup", "0", *given]
-        )
+            cli.app,
+            ["profile", policy, "--out", file, "--rounds", "1", "--warmup", "0", *given,
+             "--buckets", "1.0,0.5,0.25"],
+        )  # fmt: skip
         assert made.exit_code == 0, made.output
         app = typer.Typer()
         app.command()(command)
