@@ -23,8 +23,9 @@ from queue import Empty
 from typing import Any
 
 from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig, check_rows, settings
+from vla_prune_sim.realtime.tuned import resolved
 from vla_prune_sim.spans import numbers
-from vla_prune_sim.survey import marks, spoken, survey, tasks_there
+from vla_prune_sim.survey import Survey, marks, spoken, survey, tasks_there
 
 from vla_prune.config import check_keys
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
@@ -51,6 +52,9 @@ class Row:
         driver: a reference driver of the world (LIBERO's ``expert``, say) in the policy's place.
         controller: in real time, the run-time controller picks the keep ratio of each call.
         settings: of the real-time section, which this row runs in; None for all.
+        tuned: in real time, a ``tuned.yaml`` of ``vla-prune tune`` (or suite -> file), whose
+            recipe and budget, or with ``controller`` whose ladder, the row takes.
+        ladder: keep ratios of the controller; None for the real-time section's.
     """
 
     recipe: str = ""
@@ -60,11 +64,19 @@ class Row:
     driver: str = ""
     controller: bool = False
     settings: list[str] | None = None
+    tuned: Any = ""
+    ladder: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
-        """The recipe's or the driver's."""
-        return self.recipe or self.driver
+        """The recipe's or the driver's; the file's before its recipe is known."""
+        return self.recipe or self.driver or str(self.tuned)
+
+    @property
+    def budget(self) -> str:
+        """What picks the budget: a keep ratio, ``tuned``, ``controller`` or both."""
+        parts = ["tuned"] * bool(self.tuned) + ["controller"] * self.controller
+        return "_".join(parts) or f"{self.keep_ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -139,12 +151,12 @@ class RunConfig:
         for row in rows:
             if row.control not in CONTROLS:
                 raise did_you_mean("run: rows", "control", row.control, CONTROLS)
-            if bool(row.recipe) == bool(row.driver):
+            if [row.recipe, row.driver, row.tuned].count("") != 2 or row.ladder is not None:
                 raise ConfigError(
-                    f"run: rows: {row} names {'both' if row.recipe else 'neither'} a recipe and a "
-                    "driver; give one of them."
+                    f"run: rows: {row} names neither or several of a recipe, a driver and a tuned "
+                    "file, or a ladder of its own; give one of the three, and no ladder."
                 )
-            if row.keep_ratio != 1.0 and (row.driver or row.recipe in PLAIN):
+            if row.keep_ratio != 1.0 and (row.driver or row.tuned or row.recipe in PLAIN):
                 raise ConfigError(
                     f"run: rows: {row.name!r} has no budget, so keep_ratio {row.keep_ratio:g} "
                     "would only mislabel it; take it out."
@@ -175,8 +187,7 @@ class Episode:
     @property
     def key(self) -> str:
         """``SUITE:TASK:STATE:RECIPE:KEEP``, ``:CONTROL`` and ``@SETTING`` behind it if any."""
-        keep = "controller" if self.row.controller else f"{self.row.keep_ratio:g}"
-        parts = [self.suite, self.task, self.state, self.row.name, keep]
+        parts = [self.suite, self.task, self.state, self.row.name, self.row.budget]
         return (
             ":".join(map(str, parts))
             + ("" if self.row.control == "none" else f":{self.row.control}")
@@ -190,8 +201,9 @@ def episodes(config: RunConfig) -> list[Episode]:
     for row in config.rows:
         for suite, entry in config.suites.items():
             states = entry.states[: row.states] if row.states else entry.states
+            plain = resolved(replace(row, states=None, settings=None), suite, config.cut_layer)
             made += [
-                Episode(suite, task, state, replace(row, states=None, settings=None), setting)
+                Episode(suite, task, state, plain, setting)
                 for setting in settings(config.realtime, row)
                 for task in entry.tasks
                 for state in states
@@ -226,7 +238,7 @@ def run(
         only: episode keys; empty for all. These are run anew and not written to the work folder.
         progress: called with (done, total) after every episode.
     """
-    config, mark = settled(config)
+    config, found = settled(config)
     wanted = episodes(config)
     for key, times in Counter(episode.key for episode in wanted).items():
         if times > 1:
@@ -236,8 +248,10 @@ def run(
         for key in only:
             if key not in known:
                 raise did_you_mean("--only", "entry", key, known)
-        results = list(_work(config, [known[key] for key in only], keep_frames=False))
-        return results
+        asked = [known[key] for key in only]
+        _check(config, asked)
+        return list(_work(config, asked, keep_frames=False))
+    mark = marks(config, found, wanted)
     folder = Path(config.work)
     folder.mkdir(parents=True, exist_ok=True)
     with _claimed(folder):
@@ -246,18 +260,18 @@ def run(
         done = {
             result["key"]: result
             for result in read_lines(lines)
-            if result.get("mark", mark.get(result["suite"])) == mark.get(result["suite"])
+            if result["key"] in mark and result.get("mark", "") in ("", mark[result["key"]])
         }
-        keys = {episode.key for episode in wanted}
-        results = [result for key, result in done.items() if key in keys]
+        results = list(done.values())
         todo = [episode for episode in wanted if episode.key not in done]
+        _check(config, todo)
         # Controls that show another episode's images need the dense episodes first.
         first = [episode for episode in todo if episode.row == Row("dense")]
         _end_line(lines)
         for phase in (first, [episode for episode in todo if episode.row != Row("dense")]):
             with lines.open("a", encoding="utf-8") as file:
                 for result in _work(config, phase, keep_frames=True):
-                    result["mark"] = mark[result["suite"]]
+                    result["mark"] = mark[result["key"]]
                     file.write(json.dumps(result) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
@@ -268,8 +282,8 @@ def run(
     return sorted(results, key=lambda result: order[result["key"]])
 
 
-def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
-    """The config with the tasks that its world has, and a mark of each suite (see `survey`).
+def settled(config: RunConfig) -> tuple[RunConfig, Survey | None]:
+    """The config with the tasks that its world has, and what the world told (see `survey`).
 
     A world that is made from a seed is made here, once for all workers.
 
@@ -279,11 +293,10 @@ def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
             episode again.
     """
     path = world_path(config.world)
-    marks(config, None)  # weights that are missing are named before a world is made
+    marks(config, None, episodes(config))  # what is missing is named before a world is made
     found = survey(path, config.sim)
-    mark = marks(config, found)
     if found is None:
-        return config, mark
+        return config, None
     suites = {}
     for name, entry in config.suites.items():
         # In real time a state also draws the latencies.
@@ -299,7 +312,15 @@ def settled(config: RunConfig) -> tuple[RunConfig, dict[str, str]]:
                 found.place, found.tasks, spoken(lost), name,
             )  # fmt: skip
         suites[name] = replace(entry, tasks=there)
-    return replace(config, suites=suites, sim=found.options), mark
+    return replace(config, suites=suites, sim=found.options), found
+
+
+def _check(config: RunConfig, todo: Sequence[Episode]) -> None:
+    """Refuse what real time cannot play, before anything is played."""
+    if config.realtime and todo:
+        from vla_prune_sim.realtime.check import check
+
+        check(config, todo)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,10 @@ from vla_prune.errors import ConfigError
 def numbers(given: str | int | Sequence[int], where: str) -> list[int]:
     """``"30-31,41"`` as ``[30, 31, 41]``; a list as it is."""
     if not isinstance(given, str):
-        return [given] if isinstance(given, int) else [int(number) for number in given]
+        many = given if isinstance(given, list | tuple) else [given]
+        if not all(isinstance(number, int) for number in many):
+            raise ConfigError(f"{where}: {given!r} is no list of numbers; write them like 0-9,12.")
+        return list(many)
     try:
         spans = [[int(end) for end in part.split("-")] for part in given.split(",")]
     except ValueError:

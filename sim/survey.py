@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla_prune import config as configs
 from vla_prune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vla_prune_sim.rollout import RunConfig
+    from vla_prune_sim.rollout import Episode, RunConfig
 
 HASHED_BYTES = 64 << 20  # of larger weights the size alone is looked at
 
@@ -76,8 +77,12 @@ def spoken(tasks: list[int]) -> str:
     return f"{tasks[0]}, {tasks[1]} ... {tasks[-1]}"
 
 
-def marks(config: RunConfig, found: Survey | None) -> dict[str, str]:
-    """Suite -> hash of all that its episodes hang on beside their keys."""
+def marks(config: RunConfig, found: Survey | None, episodes: Sequence[Episode]) -> dict[str, str]:
+    """Key of an episode -> hash of all that it hangs on beside its key.
+
+    Raises:
+        MissingError: weights, a recipe or a profile are not there.
+    """
     shared = {
         "world": config.world,
         "sim": dict(config.sim),
@@ -85,12 +90,43 @@ def marks(config: RunConfig, found: Survey | None) -> dict[str, str]:
         "seed": config.seed,
         "execute": config.execute,
         "cut_layer": config.cut_layer,
-        **({"realtime": config.realtime.mark()} if config.realtime else {}),
     }
-    return {
-        suite: _hash({**shared, "policy": _policy(entry.policy)})
-        for suite, entry in config.suites.items()
-    }
+    policies = {suite: _policy(entry.policy) for suite, entry in config.suites.items()}
+    made: dict[tuple, str] = {}
+    told = {}
+    for episode in episodes:
+        same = (episode.suite, episode.row.name, episode.row.budget, episode.setting)
+        if same not in made:
+            made[same] = _hash(
+                {
+                    **shared,
+                    "policy": policies[episode.suite],
+                    "recipe": _recipe(episode.row.recipe) if episode.row.recipe else None,
+                    "keep_ratio": episode.row.keep_ratio,
+                    "realtime": config.realtime and config.realtime.mark(episode),
+                }
+            )
+        told[episode.key] = made[same]
+    return told
+
+
+def _recipe(name: str) -> list[Any]:
+    """A recipe's contents, and sums of the reconstructors' weights that it may load."""
+    data = configs.load(name, kind="recipe")
+    if "foreground" not in json.dumps(data):
+        return [data]
+    from vla_prune.recon.checkpoint import shipped  # loads torch
+
+    own = [folder for name in _named(data, "weights") if (folder := Path(str(name))).is_dir()]
+    return [data, *map(_weights, own or shipped())]
+
+
+def _named(data: Any, key: str) -> list[Any]:
+    """All values of a key, however deep."""
+    if isinstance(data, Mapping):
+        own = [data[key]] if key in data else []
+        return own + [found for value in data.values() for found in _named(value, key)]
+    return [f for item in data for f in _named(item, key)] if isinstance(data, list) else []
 
 
 def _hash(value: Any) -> str:
@@ -108,7 +144,11 @@ def _policy(name: str) -> dict[str, Any]:
     weights = str(data.get("weights", "random"))
     if weights == "random":
         return data
-    files = sorted(configs.resolve_weights(weights).glob("*.safetensors"))
+    return {**data, "weights": _weights(configs.resolve_weights(weights))}
+
+
+def _weights(folder: Path) -> list[Any]:
+    """Sizes and sums of a folder's weights."""
+    files = sorted(folder.glob("*.safetensors"))
     sizes = {file.name: file.stat().st_size for file in files}
-    sums = [zlib.crc32(f.read_bytes()) for f in files if sizes[f.name] <= HASHED_BYTES]
-    return {**data, "weights": [sizes, sums]}
+    return [sizes, [zlib.crc32(f.read_bytes()) for f in files if sizes[f.name] <= HASHED_BYTES]]

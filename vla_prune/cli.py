@@ -169,6 +169,9 @@ def profile(
     warmup: Annotated[int, typer.Option(help="Calls of each before that.")] = 3,
     cut_layer: Annotated[int | None, typer.Option(help="Move the decoder cut.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
+    signals: Annotated[
+        bool, typer.Option("--signals", help="Read the controller's score signals, too.")
+    ] = False,
     overrides: Set = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -178,7 +181,7 @@ def profile(
 
     ratios = measure.keep_ratios(buckets)
     settings = measure.ProfileConfig(
-        policy, recipe, ratios, rounds, warmup, cut_layer, threads, overrides
+        policy, recipe, ratios, rounds, warmup, cut_layer, threads, overrides, signals
     )
     with progress(f"profile {policy}") as update:
         result = measure.run(settings, output, update)

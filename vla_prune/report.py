@@ -68,7 +68,7 @@ def read(path: Path, suite: str = "") -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     rows = document.get("rows") if isinstance(document, dict) else None
-    if not rows or any("diff_ci" not in row or "suite" not in row for row in rows):
+    if not rows or any(_is_no_row(row) for row in rows):
         raise ConfigError(
             f"{path}: no table of closed-loop episodes (rows with 'suite' and 'diff_ci'); "
             "give what 'vla-prune run' wrote."
@@ -77,6 +77,13 @@ def read(path: Path, suite: str = "") -> dict[str, Any]:
     if suite and suite not in suites:
         raise did_you_mean(str(path), "suite", suite, suites)
     return document | {"rows": [row for row in rows if suite in ("", row["suite"])]}
+
+
+def _is_no_row(row: Any) -> bool:
+    """Reference drivers are paired with nothing in real time."""
+    if not isinstance(row, Mapping) or "suite" not in row:
+        return True
+    return "diff_ci" not in row and not {"domain", "driver"} <= set(row)
 
 
 def _git(folder: Path, *args: str) -> str:
@@ -153,14 +160,51 @@ _SHOWN_OTHERWISE = {
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of a closed-loop table as the Markdown that stands in a README."""
+    if all("domain" in row for row in rows):
+        return _lines([_in_time(row) for row in rows])
     parts = [name for name in dict.fromkeys(k for r in rows for k in r) if _is_part(name, rows)]
     suites = len({row["suite"] for row in rows}) > 1
     columns = [*_FIRST[0 if suites else 1 :], *parts, *_LAST]
+    found = [_cells(row, parts) for row in rows]
+    return _lines([{column: cells[column] for column in columns} for cells in found])
+
+
+def _lines(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of the same columns as Markdown."""
+    columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = _cells(row, parts)
-        lines.append("| " + " | ".join(cells[column] for column in columns) + " |")
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def budget(row: Mapping[str, Any]) -> str:
+    """What picked the budget of a row of real time: a keep ratio, tuned, the controller."""
+    parts = [name for name in ("tuned", "controller") if row.get(name)]
+    return " ".join([*parts, *([f"{row['keep_ratio']:g}"] if "keep_ratio" in row else [])])
+
+
+def _in_time(row: Mapping[str, Any]) -> dict[str, str]:
+    """Cells of a row of real time."""
+    points = "-"
+    if "diff_ci" in row:
+        points = _points(row["diff_vs_dense"], row["diff_ci"])
+    return {
+        "domain": row["domain"],
+        "suite": row["suite"].removeprefix("libero_"),
+        "device": row["profile"],
+        "row": row.get("recipe") or row["driver"],
+        "kept": "-" if "driver" in row else budget(row),
+        "episodes": str(row["episodes"]),
+        "score": f"{row['score']:.3f}",
+        "points to dense": points,
+        "misses": _number(row.get("miss_rate"), ".1f", 100.0, "%"),
+        "age p99": _number(row.get("age_p99_ms"), ".0f", 1.0, " ms"),
+    }
+
+
+def _points(difference: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * difference:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
 def _is_part(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -175,13 +219,12 @@ def _cells(row: Mapping[str, Any], parts: Sequence[str]) -> dict[str, str]:
         name += ", " + row["control"].replace("_", " ")
     if row.get("errors"):
         name += f" ({row['errors']} errors)"
-    low, high = row["diff_ci"]
     cells = {
         "suite": row["suite"].removeprefix("libero_"),
         "row": name,
         "kept": _kept(row),
         "episodes": str(row["episodes"]),
-        "points to dense": f"{100 * row['diff']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})",
+        "points to dense": _points(row["diff"], row["diff_ci"]),
         "visual tokens": _number(row.get("tokens"), ".0f"),
         "LLM multiply-accumulates": _number(row.get("macs"), ".0f", 1e-6, " M"),
         "LLM time": _number(row.get("time_ratio"), ".2f"),

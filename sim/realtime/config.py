@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from vla_prune.config import check_keys
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
 from vla_prune.runtime.chunks import ALIGNS, JOINS
 from vla_prune.runtime.hold import HoldRule, make_hold
+from vla_prune.tune.controller import ControllerConfig
 
 MODES = ("synchronous", "overlap", "asynchronous", "realtime_chunking")
 LATENCIES = ("none", "profile", "live")
+# Of a controller: what the real-time section says elsewhere.
+OWN = ("buckets", "latency_s", "period_s", "floor_may_miss")
 PLAIN = ("dense", "blind")  # recipes without a keep ratio
 
 
@@ -39,12 +42,12 @@ class Load:
 
     def __post_init__(self) -> None:
         """Refuse times that go backwards and factors that are none."""
-        if not 0.0 <= self.step_at_s < self.step_until_s or self.drift_tau_s < 0:
+        if not 0.0 <= self.step_at_s < self.step_until_s or not 0 <= self.drift_tau_s < math.inf:
             raise ConfigError(
                 f"realtime: load: the step goes from {self.step_at_s:g} to {self.step_until_s:g} s"
                 f" and drift_tau_s is {self.drift_tau_s:g}; give times of 0 s or more, in order."
             )
-        if not (self.step > 0 and self.drift > 0):
+        if not (0 < self.step < math.inf and 0 < self.drift < math.inf):
             raise ConfigError(
                 f"realtime: load: step {self.step:g} and drift {self.drift:g} are factors on all "
                 "latencies; give numbers above 0."
@@ -80,8 +83,13 @@ class Setting:
             object.__setattr__(self, "load", Load(**self.load))
         for name in ("factor", "dense_periods"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"realtime: settings: {name} is {value}; give more than 0.")
+        if self.dense_periods is not None and self.factor != 1.0:
+            raise ConfigError(
+                f"realtime: settings: factor {self.factor:g} and dense_periods "
+                f"{self.dense_periods:g} both say how slow the device is; give one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,9 @@ class RealtimeConfig:
             vehicles that drive when an episode begins.
         limit_s: suite -> seconds, after which an episode is over as it stands.
         ladder: keep ratios of the controller, the largest first.
+        charged_as: recipe of a row -> recipe of the profile whose times it takes: for controls
+            such as ``grid`` and ``random``, whose choosing costs no more, and ``blind``, which is
+            charged as no visual token by the latency model.
         controller: fields of `tune.controller.ControllerConfig`, and ``percentile``: which of the
             profile's times it expects.
         hand_over: let the hold rule take over where the controller says that even the floor is too
@@ -142,6 +153,7 @@ class RealtimeConfig:
     handover: bool = False
     limit_s: Mapping[str, float] = field(default_factory=dict)
     ladder: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625)
+    charged_as: Mapping[str, str] = field(default_factory=dict)
     controller: Mapping[str, Any] = field(default_factory=dict)
     hand_over: bool = True
     seed: int = 7
@@ -156,25 +168,41 @@ class RealtimeConfig:
         ):
             if getattr(self, name) not in known:
                 raise did_you_mean("realtime", name, str(getattr(self, name)), known)
-        if not self.period_s > 0 or self.execute < 1 or not self.max_age_s > 0:
+        if not 0 < self.period_s < math.inf or self.execute < 1 or not self.max_age_s > 0:
             raise ConfigError(
                 f"realtime: period_s {self.period_s:g}, execute {self.execute} and max_age_s "
-                f"{self.max_age_s:g}; all are above 0."
+                f"{self.max_age_s:g}; all are above 0, and the period is finite."
             )
-        if self.deadline_s is not None and not self.deadline_s > 0:
+        if self.deadline_s is not None and not 0 < self.deadline_s < math.inf:
             raise ConfigError(
                 f"realtime: deadline_s is {self.deadline_s:g}; give more than 0, or leave it out "
                 "for period_s."
             )
-        if min(self.transport_s, self.actuation_s) < 0:
+        if not (0 <= self.transport_s < math.inf and 0 <= self.actuation_s < math.inf):
             raise ConfigError(
                 f"realtime: transport_s {self.transport_s:g} and actuation_s {self.actuation_s:g} "
-                "would make the clock go backwards; give 0 s or more."
+                "would make the clock go backwards or stop; give 0 s or more."
             )
         if not 0 <= self.lead <= self.execute or self.prefix < 0:
             raise ConfigError(
                 f"realtime: lead {self.lead} and prefix {self.prefix}; lead is 0 to execute "
                 f"({self.execute}), prefix 0 or more."
+            )
+        for name, mode in (("lead", "overlap"), ("prefix", "realtime_chunking")):
+            if getattr(self, name) and self.mode != mode:
+                raise ConfigError(
+                    f"realtime: {name} {getattr(self, name)} does nothing in mode {self.mode!r}; "
+                    f"take it out, or the mode {mode!r}."
+                )
+        for suite, seconds in self.limit_s.items():
+            if not 0 < seconds < math.inf:
+                raise ConfigError(
+                    f"realtime: limit_s: {suite} is over after {seconds:g} s; give more than 0."
+                )
+        if self.commit not in ("warn", "refuse") or self.seed < 0:
+            raise ConfigError(
+                f"realtime: commit {self.commit!r} and seed {self.seed}; commit is warn or "
+                "refuse, the seed 0 or more."
             )
         if (self.latency == "profile") != bool(self.profile):
             raise ConfigError(
@@ -187,15 +215,27 @@ class RealtimeConfig:
                 f"realtime: ladder {ladder}; give keep ratios in (0, 1], the largest first."
             )
         self.hold_rule()
+        check_controller(self.controller, ladder)
+        if self.charged_as and self.latency != "profile":
+            raise ConfigError(
+                f"realtime: charged_as names recipes of a profile, and latency is "
+                f"{self.latency!r}; take it out."
+            )
         made = {}
         for name, data in self.settings.items():
             if not isinstance(data, Setting):
-                check_keys(f"realtime: settings.{name}", Setting, data or {})
-                data = Setting(**(data or {}))
+                data = {} if data is None else data
+                check_keys(f"realtime: settings.{name}", Setting, data)
+                data = Setting(**data)
             if data.dense_periods is not None and self.latency != "profile":
                 raise ConfigError(
                     f"realtime: settings.{name}: dense_periods needs latency 'profile', not "
                     f"{self.latency!r}."
+                )
+            if self.latency == "none" and data != Setting():
+                raise ConfigError(
+                    f"realtime: settings.{name} says how slow a device is, and latency is 'none'; "
+                    "take latency 'profile' or 'live', or the setting out."
                 )
             made[name] = data
         object.__setattr__(self, "settings", made)
@@ -213,13 +253,23 @@ class RealtimeConfig:
         """A setting; the one without a name is the profile's own machine."""
         return self.settings[name] if name else Setting()
 
-    def mark(self) -> dict[str, Any]:
-        """All that an episode hangs on: the fields, and a hash of the profile."""
-        fields = asdict(self) | {"settings": {k: asdict(v) for k, v in self.settings.items()}}
-        if isinstance(self.profile, Mapping):
-            fields["profile"] = {suite: _hash(file) for suite, file in self.profile.items()}
-        elif self.profile:
-            fields["profile"] = _hash(self.profile)
+    def for_row(self, row: Any) -> RealtimeConfig:
+        """The same, with the ladder of a row that has its own."""
+        return self if row.ladder is None else replace(self, ladder=row.ladder)
+
+    def mark(self, episode: Any) -> dict[str, Any]:
+        """All that an episode hangs on: the fields that reach it, and a hash of its profile."""
+        row, suite = episode.row, episode.suite
+        fields = asdict(self.for_row(row))
+        fields |= {"limit_s": self.limit_s.get(suite), "settings": None}
+        if row.driver:  # judged by the limit, and nothing else
+            return {name: fields[name] for name in ("period_s", "limit_s")}
+        fields["settings"] = asdict(self.setting(episode.setting))
+        fields["charged_as"] = self.charged_as.get(row.recipe)
+        fields["profile"] = _hash(self.profile_of(suite)) if self.profile else None
+        if not row.controller:
+            for name in ("ladder", "controller", "hand_over"):
+                fields.pop(name)
         return fields
 
     def profile_of(self, suite: str) -> Path:
@@ -235,13 +285,32 @@ class RealtimeConfig:
         return Path(self.profile[suite])
 
 
-def _hash(file: str) -> str:
-    if not Path(file).is_file():
+def check_controller(fields: Mapping[str, Any], ladder: Sequence[float]) -> None:
+    """Refuse a controller's fields that are unknown, wrong, or follow from elsewhere."""
+    for name in OWN:
+        if name in fields:
+            raise ConfigError(
+                f"realtime: controller: {name} follows from ladder, profile, deadline and "
+                "simulation; leave it out."
+            )
+    own = {"buckets": (), "latency_s": (), "period_s": 1.0}
+    given = {name: value for name, value in fields.items() if name != "percentile"}
+    check_keys("realtime: controller", ControllerConfig, own | given)
+    percentile = fields.get("percentile", 99)
+    if not isinstance(percentile, int | float) or not 0 <= percentile <= 100:
+        raise ConfigError(
+            f"realtime: controller: percentile {percentile!r}; give a number from 0 to 100."
+        )
+    ControllerConfig(tuple(ladder), (1e-9,) * len(ladder), 1.0, **given)
+
+
+def _hash(file: Path) -> str:
+    if not file.is_file():
         raise MissingError(
             f"realtime: profile {file}: no such file; write it with 'vla-prune profile POLICY "
             f"--out {file}'."
         )
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def settings(realtime: RealtimeConfig | None, row: Any) -> list[str]:
@@ -261,10 +330,10 @@ def check_rows(
                 raise did_you_mean("realtime: limit_s", "suite", suite, realtime.limit_s)
     for row in rows:
         if realtime is None:
-            if row.controller or row.settings:
+            if row.controller or row.settings or row.tuned:
                 raise ConfigError(
-                    f"run: rows: {row.name} has a controller or settings, which are of real time; "
-                    "add a section 'realtime'."
+                    f"run: rows: {row.name} has a controller, settings or a tuned file, which are "
+                    "of real time; add a section 'realtime'."
                 )
             continue
         if row.control != "none":
@@ -272,7 +341,8 @@ def check_rows(
                 f"run: rows: control {row.control!r} is not played in real time; take the section "
                 "'realtime' out, or the row."
             )
-        if row.controller and (realtime.latency != "profile" or row.recipe in ("", *PLAIN)):
+        plain = row.recipe in ("", *PLAIN) and not row.tuned
+        if row.controller and (realtime.latency != "profile" or plain):
             raise ConfigError(
                 f"run: rows: {row.name} with a controller and latency {realtime.latency!r}; a "
                 "controller picks keep ratios of a recipe that prunes, by a profile."

@@ -6,19 +6,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_prune.errors import MissingError, ShapeError
+from vla_prune import report
+from vla_prune.errors import MissingError, ShapeError, VlaPruneError
 
 POOLED = "pooled"
 
 
 def draw(document: Mapping[str, Any], output: Path) -> Path:
-    """One panel a domain; a star where the controller is, with the mean ratio that it kept.
+    """One panel a domain; a diamond where the tuned budget is, a star where the controller is.
+
+    The star stands at the mean ratio that it kept. Controls are left to the table.
 
     Args:
         document: as `table.make` gives it.
@@ -34,6 +36,10 @@ def draw(document: Mapping[str, Any], output: Path) -> Path:
         raise MissingError(
             "the figure needs matplotlib; install 'vla-prune[viz]', or read the rows."
         ) from None
+    if any("domain" not in row for row in document["rows"]):
+        raise ShapeError(
+            "the figure: these rows are not of real time; give results/realtime.json."
+        )
     domains = _by(_shown(document["rows"]), "domain")
     if not domains:
         raise ShapeError("the figure: there is no row of a policy; run a real-time table first.")
@@ -41,14 +47,16 @@ def draw(document: Mapping[str, Any], output: Path) -> Path:
     axes = figure.subplots(1, len(domains), squeeze=False)[0]
     for axis, (domain, rows) in zip(axes, domains.items(), strict=True):
         for number, (profile, line) in enumerate(_by(rows, "profile").items()):
-            fixed = sorted((r["keep_ratio"], r["score"]) for r in line if "keep_ratio" in r)
+            fixed = sorted((r["keep_ratio"], r["score"]) for r in line if _on_the_line(r))
             colour = f"C{number}"
             axis.plot(*zip(*fixed, strict=True), "o-", color=colour, label=profile)
+            for row in (r for r in line if r.get("tuned") and "keep_ratio" in r):
+                axis.plot(row["keep_ratio"], row["score"], "D", color=colour, markersize=9)
             for row in (r for r in line if r.get("controller")):
                 mean = sum(float(keep) * share for keep, share in row["buckets"].items())
                 axis.plot(mean, row["score"], "*", color=colour, markersize=13)
         axis.set_xscale("log", base=2)
-        ticks = sorted({r["keep_ratio"] for r in rows if "keep_ratio" in r})
+        ticks = sorted({r["keep_ratio"] for r in rows if _on_the_line(r)})
         axis.set_xticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
         axis.minorticks_off()
         axis.set(xlabel="visual tokens kept", ylabel="score in real time", title=domain)
@@ -69,6 +77,10 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ]
 
 
+def _on_the_line(row: Mapping[str, Any]) -> bool:
+    return "keep_ratio" in row and "charged_as" not in row and not row.get("tuned")
+
+
 def _by(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -82,8 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
-    document = json.loads(args.results.read_text(encoding="utf-8"))
-    print(draw(document, args.out or args.results.with_suffix(".png")))
+    try:
+        document = report.read(args.results)
+        print(draw(document, args.out or args.results.with_suffix(".png")))
+    except VlaPruneError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

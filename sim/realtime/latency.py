@@ -15,7 +15,7 @@ from vla_prune_sim.realtime.config import Load, Setting
 
 from vla_prune.errors import ConfigError
 
-NEAR = 0.03  # of all tokens: how far a call may be from a bucket that was measured
+NEAR = 1  # tokens by which rounding may set a call apart from a bucket that was measured
 
 
 class Latency(Protocol):
@@ -75,7 +75,7 @@ class ProfileLatency:
         """A round of the bucket."""
         draw = self._rng.random()
         bucket = min(self.rounds, key=lambda known: abs(known - tokens))
-        if abs(bucket - tokens) > NEAR * max(self.rounds):
+        if abs(bucket - tokens) > NEAR:
             raise ConfigError(
                 f"realtime: a call kept {tokens} tokens, and the profile has buckets of "
                 f"{', '.join(map(str, sorted(self.rounds)))}; profile that keep ratio, too."

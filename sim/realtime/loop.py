@@ -20,7 +20,7 @@ import numpy as np
 from vla_prune_sim.realtime.config import RealtimeConfig
 from vla_prune_sim.realtime.move import Move, Moving
 
-from vla_prune.errors import ConfigError
+from vla_prune.errors import ConfigError, ShapeError
 from vla_prune.runtime.chunks import ChunkPlayer
 from vla_prune.runtime.clock import ManualClock
 from vla_prune.runtime.deadline import DeadlineMonitor
@@ -101,9 +101,11 @@ class RealtimeLoop:
         self._ready: deque[Ready] = deque()
         self._free_at = 0.0
         self._captured = float("-inf")
+        self._release = float("-inf")  # when the next picture is due, if it is wanted
         self._paths: dict[float, np.ndarray] = {}  # stamp -> the rows as the policy gave them
         self._path: np.ndarray | None = None
-        self._lost = 0
+        self._lost = self._too_late = self._refused = 0
+        self._why = ""  # the first chunk was refused
         self._first = True
 
     @property
@@ -126,8 +128,11 @@ class RealtimeLoop:
             step += 1
             self.clock.advance(self.body.step_s)
 
-    def figures(self) -> dict[str, float | int | None]:
-        """What the episode says of its timing, milliseconds where so named; None if not known."""
+    def figures(self) -> dict[str, float | int | str | None]:
+        """What the episode says of its timing, milliseconds where so named; None if not known.
+
+        An age is None, too, if no command had a picture behind it.
+        """
         report = self.monitor.report()
         jumps = self.player.seam_jumps
         found = {
@@ -141,9 +146,11 @@ class RealtimeLoop:
             "releases": report.cycles + report.skipped,
             "stale_ratio": report.stale_ratio,
             "seam_jump": float(np.mean(jumps)) if jumps else float("nan"),
-            "too_late": self.player.refused,
+            "too_late": self._too_late,
+            "refused": self._refused,
         }
-        return {k: None if v != v else v for k, v in found.items()}
+        why = {"refused_because": self._why} if self._why else {}
+        return {k: None if v != v else v for k, v in found.items()} | why
 
     def _late(self) -> bool:
         return self.limit_s is not None and self.clock.now() >= self.limit_s - EPS
@@ -153,7 +160,11 @@ class RealtimeLoop:
         if not self._runs_free:
             idle = not self._transit and not self._ready and self._free_at <= now + EPS
             rested = now >= self._captured + self.config.period_s - EPS
-            return idle and rested and self.player.wants_next(now)
+            wanted = rested and self.player.wants_next(now)
+            if wanted and not idle and now >= self._release - EPS:
+                self.monitor.skip()
+                self._release = now + self.config.period_s
+            return wanted and idle
         if step % self._every:
             return False
         next_one = now + self.config.period_s + self.config.transport_s
@@ -164,7 +175,7 @@ class RealtimeLoop:
 
     def _capture(self, seen: Observation, now: float) -> None:
         arrival = now if self._gift() else now + self.config.transport_s
-        self._captured = now
+        self._captured, self._release = now, now + self.config.period_s
         self._transit.append((arrival, replace(seen, stamp_s=now)))
 
     def _gift(self) -> bool:
@@ -201,6 +212,8 @@ class RealtimeLoop:
         seconds, actuation = thought.seconds, self.config.actuation_s
         if self._gift():
             seconds = actuation = 0.0
+        if self._first:
+            self._check_hold(thought.chunk)
         self._first = False
         self._free_at = start + seconds
         ready = Ready(thought.chunk, self._free_at + actuation, not thought.hand_over)
@@ -209,12 +222,27 @@ class RealtimeLoop:
             self.player.halt(self.clock.now())
         self.monitor.cycle(picture.stamp_s, start, self._free_at + actuation)
 
+    def _check_hold(self, chunk: ActionChunk) -> None:
+        """Refuse a hold rule of another machine, with which no chunk would ever be played."""
+        rows = chunk.actions
+        try:
+            self.config.hold_rule().after(rows[0], rows[:0], 0, chunk.dt_s)
+        except ShapeError as error:
+            raise ConfigError(f"realtime: {error}") from error
+
     def _offer(self, chunk: ActionChunk, now: float) -> None:
         frozen = float("-inf")
-        if self.config.mode == "realtime_chunking":
+        runs = self.player.running_prefix(now, 1) is not None
+        if runs and self.config.mode == "realtime_chunking":
             frozen = chunk.stamp_s + self.config.prefix * chunk.dt_s
-        if self.player.offer(chunk, now, not_before=frozen).taken:
+        offer = self.player.offer(chunk, now, not_before=frozen)
+        if offer.taken:
             self._paths[chunk.stamp_s] = chunk.actions
+        elif offer.late:
+            self._too_late += 1
+        else:
+            self._refused += 1
+            self._why = self._why or offer.refused
 
     def _move(self, now: float) -> Move:
         command, plan = self.player.action(now), self.player.plan(now)

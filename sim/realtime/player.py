@@ -25,7 +25,6 @@ from vla_prune_sim.seats import BROKEN
 from vla_prune.errors import ActionError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
-from vla_prune.tune.controller import SCORE_SIGNALS
 from vla_prune.tune.pilot import Pilot
 from vla_prune.types import Observation
 
@@ -58,9 +57,10 @@ class RealtimePlayer(Player):
                 # Before a recipe is attached, which puts its own name on the attention kernel.
                 self._profiles[suite] = checked(self.config, suite, adapter)
             live = self.realtime.latency == "live"
-            read = row.controller and set(SCORE_SIGNALS) & set(self.realtime.controller)
-            with attach(pruners, adapter, live, signals=bool(read)) as policy:
-                for episode in group:
+            played = list(group)
+            read = row.controller and self._pilot(played[0]).reads_signals
+            with attach(pruners, adapter, live, signals=read) as policy:
+                for episode in played:
                     yield self._played(episode, policy)
 
     def _in_time(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -74,12 +74,13 @@ class RealtimePlayer(Player):
         """One, or one for each step of the controller's ladder."""
         cut = self.config.cut_layer
         if row.controller:
-            return [pruner_of(row, cut, keep) for keep in self.realtime.ladder]
+            ladder = self.realtime.for_row(row).ladder
+            return [pruner_of(row, cut, keep) for keep in ladder]
         return [pruner_of(row, cut)]
 
     def _played(self, episode: Episode, policy: VLAPolicy) -> dict[str, Any]:
         run = self._begin(self.seats[0], episode)
-        seat, realtime = run.seat, self.realtime
+        seat, realtime = run.seat, self.realtime.for_row(episode.row)
         limit = realtime.limit_s.get(episode.suite)
         latency = self._latency(episode)
         pilot = self._pilot(episode) if episode.row.controller else None
@@ -100,20 +101,21 @@ class RealtimePlayer(Player):
             over = decision is not None and decision.hand_over
             return Thought(chunk, seconds, over and realtime.hand_over)
 
+        told: dict[str, Any] = {"setting": episode.setting}
+        told |= {name: True for name in ("controller", "tuned") if getattr(episode.row, name)}
         first = seat.look()
         if first.error:
             run.glimpse = first
-            return self._result(run) | {"setting": episode.setting}
+            return self._result(run) | told
         loop = RealtimeLoop(realtime, seat.env, think, limit)
         try:
             loop.run(first.observation)
         except (ActionError, *BROKEN) as error:
             seat.fail(str(error))
         run.glimpse = seat.look()
-        told = {"setting": episode.setting, "realtime": loop.figures()}
+        told["realtime"] = loop.figures()
         if pilot:
             ladder = realtime.ladder
-            told["controller"] = True
             told["buckets"] = {f"{ladder[b]:g}": n for b, n in sorted(buckets.items())}
             told["handed_over"] = pilot.handed_over
         made = self._result(run) | told
@@ -131,8 +133,10 @@ class RealtimePlayer(Player):
         rounds = self._profiles[episode.suite]
         factor = device_factor(rounds.dense, setting, realtime.period_s)
         seed = [realtime.seed, episode.task, episode.state]
-        return ProfileLatency(rounds.of(episode.row.recipe), factor, setting.load, seed)
+        times = rounds.of(episode.row.recipe, realtime.charged_as)
+        return ProfileLatency(times, factor, setting.load, seed)
 
     def _pilot(self, episode: Episode) -> Pilot:
-        setting = self.realtime.setting(episode.setting)
-        return make_pilot(self.realtime, self._profiles[episode.suite], setting)
+        realtime = self.realtime.for_row(episode.row)
+        setting = realtime.setting(episode.setting)
+        return make_pilot(realtime, self._profiles[episode.suite], setting)

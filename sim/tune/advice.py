@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,23 +51,31 @@ def what_would(
     dt_ms: float,
 ) -> str:
     """A sentence for a deadline that no budget meets."""
-    over = fastest.predicted_ms - deadline_ms
     stages = {name: model.stage(name, fastest.tokens) for name in profile.stages}
     total = sum(stages.values())
     helps = []
     denoise = stages.get("denoise", 0.0)
-    if denoise > over:
-        share = 1.0 - over / denoise
-        helps.append(f"at most {100 * share:.0f}% of the denoising steps")
+    way = fastest.predicted_ms - model.predict(fastest.tokens, percentile)
+    fits = [
+        share
+        for share in range(99, 0, -1)
+        if denoise
+        and way + model.predict(fastest.tokens, percentile, {"denoise": share / 100})
+        <= deadline_ms
+    ]
+    if fits:
+        helps.append(f"at most {fits[0]}% of the denoising steps")
     elif denoise > WORTH * total:
         helps.append("fewer denoising steps, though they alone are not enough")
     if profile.subject.attention not in FUSED and stages.get("prefill", 0.0) > WORTH * total:
         helps.append(f"another attention kernel than {profile.subject.attention}")
-    rows = -(-fastest.predicted_ms // dt_ms)
-    helps.append(
-        f"a smaller chunk rate: a period of {fastest.predicted_ms:.0f} ms, or {rows:.0f} actions "
-        f"of {dt_ms:g} ms played before the next chunk"
-    )
+    rows = math.ceil(fastest.predicted_ms / dt_ms)
+    rate = f"a smaller chunk rate: a period of {fastest.predicted_ms:.0f} ms"
+    if not 0 < profile.chunk_rows < rows:
+        rate += f", or {rows} actions of {dt_ms:g} ms played before the next chunk"
+    else:
+        rate += f", in which a chunk of {profile.chunk_rows} actions of {dt_ms:g} ms runs out"
+    helps.append(rate)
     largest = max(stages, key=stages.__getitem__)
     return (
         f"tune: no budget meets {deadline_ms:g} ms at the {percentile}th percentile: the fastest, "

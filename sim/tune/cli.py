@@ -32,6 +32,9 @@ def tune(
     other_device: Annotated[
         bool, typer.Option(help="The profile is of another device than this one.")
     ] = False,
+    commit: Annotated[
+        str, typer.Option(help="warn or refuse, when the profile is of another commit.")
+    ] = "warn",
     name: Annotated[
         str,
         typer.Option("--config", help="configs/tune/*.yaml; else by the policy's name."),
@@ -56,12 +59,16 @@ def tune(
         seconds(max_age, "--max-age") if max_age else None,
         min_score,
         None if keep is None else _ratios(keep),
+        commit,
     )
     data = config.load(name or _config_of(policy), overrides, kind="tune")
     config.check_keys("tune", TuneConfig, data)
     tuning = TuneConfig(**data)
     folder = folder or Path("runs/tune") / Path(policy).stem
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"tune: --out {folder} cannot be made: {error}.") from error
 
     def say(sentence: str) -> None:
         err.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -85,10 +92,11 @@ def tune(
         report.table(title, [{**found["dense"], "keep_ratio": "dense"}, *found["curve"]], shown)
     )
     ladder = ", ".join(f"{rung:g}" for rung in found["ladder"])
+    missed = "-" if found["miss_rate"] is None else f"{100 * found['miss_rate']:.1f}%"
     out.print(
         f"use {found['recipe']} at keep ratio {found['keep_ratio']:g} "
         f"({_views(found['buckets'])}), ladder {ladder}: score {found['score']:.3g}, "
-        f"{100 * found['miss_rate']:.1f}% missed, {found['speedup']:.2f} times as fast as "
+        f"{missed} missed, {found['speedup']:.2f} times as fast as "
         f"dense (the ceiling is {found['ceiling']:.2f}).\nwrote {found['config']}",
         highlight=False,
         markup=False,

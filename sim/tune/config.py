@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from vla_prune_sim.realtime.config import RealtimeConfig
 from vla_prune_sim.spans import numbers
 
 from vla_prune.config import check_keys
@@ -33,7 +35,13 @@ class Rung:
     def __post_init__(self) -> None:
         """Spell texts out."""
         for name in ("tasks", "states"):
-            object.__setattr__(self, name, numbers(getattr(self, name), f"tune: rungs: {name}"))
+            found = numbers(getattr(self, name), f"tune: rungs: {name}")
+            object.__setattr__(self, name, found)
+            if not found:
+                raise ConfigError(
+                    f"tune: rungs: {name} names none; give numbers such as 0-9, the smaller one "
+                    "first."
+                )
 
     @property
     def places(self) -> int:
@@ -54,11 +62,11 @@ class TuneConfig:
         keep_ratios: candidates; None for all that the profile has.
         survive: share of the candidates that go on to the next rung, at least one.
         floor: share of the recommended budget's score that the fallback ladder's last rung keeps.
-        cut_layer: moves the recipe's decoder cut.
+        cut_layer: moves the recipe's decoder cut; None for where the profile has it.
         execute: as in a run config, which reference rows of worlds of plans need.
         seed: of the simulator's draws.
         workers: as in a run config.
-        threads: torch threads in each worker; the profile's.
+        threads: torch threads in each worker; 0 for the profile's.
         sim: handed to the world.
     """
 
@@ -73,7 +81,7 @@ class TuneConfig:
     execute: int = 8
     seed: int = 7
     workers: int = 0
-    threads: int = 1
+    threads: int = 0
     sim: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,12 +108,20 @@ class TuneConfig:
                 f"tune: survive {self.survive:g} is a share below 1 and floor {self.floor:g} one "
                 "of at most 1; both are above 0."
             )
+        if self.threads < 0 or self.workers < 0:
+            raise ConfigError(
+                f"tune: threads {self.threads} and workers {self.workers}; give 1 or more, or 0 "
+                "for the profile's threads and for as many workers as there are cores."
+            )
         for name in ("period_s", "deadline_s", "latency", "profile", "settings", "ladder"):
             if name in self.realtime:
                 raise ConfigError(
                     f"tune: realtime: {name} is what tune is asked about; take it out of the "
                     "config and give --period, --deadline and --profile."
                 )
+        given = {"period_s": 1.0, **self.realtime}
+        check_keys("tune: realtime", RealtimeConfig, given)
+        RealtimeConfig(**given)
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,7 @@ class Request:
         percentile: of the calls that meet it.
         factor: the device that is tuned for takes that times the profile's time.
         other_device: the profile stands for another device than this one.
+        commit: ``warn`` or ``refuse`` a profile of another commit.
         max_age_s: largest 99th percentile of the age at the actuator, mean over episodes.
         min_score: least score.
         keep_ratios: candidates, in place of the config's.
@@ -135,6 +152,7 @@ class Request:
     max_age_s: float | None = None
     min_score: float | None = None
     keep_ratios: Sequence[float] | None = None
+    commit: str = "warn"
 
     def __post_init__(self) -> None:
         """Refuse what no budget can meet."""
@@ -143,7 +161,7 @@ class Request:
                 f"tune: percentile {self.percentile} is not fitted; choose from "
                 f"{', '.join(map(str, PERCENTILES))}."
             )
-        if not self.factor > 0:
+        if not 0 < self.factor < math.inf:
             raise ConfigError(f"tune: factor {self.factor:g}; a device takes more than no time.")
         if self.keep_ratios is not None:
             check_candidates(self.keep_ratios)
@@ -178,6 +196,6 @@ def seconds(text: str, where: str) -> float:
         value = float(found[1]) * UNITS[found[2]]
     except (TypeError, ValueError, KeyError):
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"tune: {where} {text!r} is no time; write it like 100ms or 0.1s.")
     return value

@@ -10,8 +10,9 @@ on where it stopped.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def tune(
         ConfigError: the profile is of something else, no budget meets the deadline (and what
             would), or none that does reaches the bounds.
     """
-    subject = _subject(config, request, say)
+    profile = Profile.load(request.profile)
+    config = _by_profile(config, profile, request)
+    subject = _subject(config, profile, request, say)
     forecasts = _forecasts(subject, config, request)
     for said in _told(forecasts, request):
         say(said)
@@ -87,23 +90,36 @@ def tune(
                 1e3 * subject.dt_s,
             )
         )
-    curve, dense = _halve(config, request, subject, meeting, folder, play, say)
+    played, dense = _halve(config, request, subject, meeting, folder, play, say)
+    curve = _curve(played, meeting)
     best = _best(curve, request)
-    ladder = _ladder(curve, best, config.floor)
+    ladder = _ladder(played, curve, best, config.floor)
+    for note in _notes(subject, dense, best, request):
+        say(note)
     return _document(config, request, subject, forecasts, curve, dense, best, ladder, folder)
 
 
-def _subject(config: TuneConfig, request: Request, say: Callable[[str], None]) -> Subject:
+def _by_profile(config: TuneConfig, profile: Profile, request: Request) -> TuneConfig:
+    """What the config leaves open, as the profile has it. Cores are shared by workers."""
+    measured = profile.subject
+    cut = measured.cut_layer if config.cut_layer is None else config.cut_layer
+    threads = config.threads or (1 if request.other_device else measured.threads)
+    workers = config.workers or max(1, (os.cpu_count() or 1) // threads)
+    return replace(config, cut_layer=cut, threads=threads, workers=workers)
+
+
+def _subject(
+    config: TuneConfig, profile: Profile, request: Request, say: Callable[[str], None]
+) -> Subject:
     import torch
 
     from vla_prune.tune.measure import ProfileConfig, subject_of
 
-    profile = Profile.load(request.profile)
     recipe = profile.subject.recipe
     torch.set_num_threads(config.threads)
     adapter = build_adapter(request.policy)
     now = subject_of(adapter, ProfileConfig(request.policy, recipe, cut_layer=config.cut_layer))
-    for said in profile.check(now, request.other_device):
+    for said in profile.check(now, request.other_device, request.commit):
         say(said)
     profile = profile.scaled(request.factor)
     ratios = request.keep_ratios or config.keep_ratios
@@ -146,18 +162,17 @@ def _halve(
     folder: Path,
     play: Play,
     say: Callable[[str], None],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row per candidate from the largest rung that it played, and dense's row."""
+) -> tuple[list[dict[float, dict[str, Any]]], dict[str, Any]]:
+    """Rung by rung, the row of each candidate that played it; and dense's row of the last."""
     alive = [forecast.keep_ratio for forecast in candidates]
-    rows: dict[float, dict[str, Any]] = {}
+    played: list[dict[float, dict[str, Any]]] = []
     dense: dict[str, Any] = {}
     for number, rung in enumerate(config.rungs):
         table = _table(config, request, subject, alive, number, folder)
         found = realtime_rows(table, play(table))
         dense = next(row for row in found if row["recipe"] == "dense")
-        for row in found:
-            if row["recipe"] == subject.recipe:
-                rows[row["keep_ratio"]] = {**row, "rung": number}
+        rows = {r["keep_ratio"]: {**r, "rung": number} for r in found if r is not dense}
+        played.append(rows)
         order = sorted(
             alive,
             key=lambda keep: (not _in_age(rows[keep], request), -rows[keep]["score"], keep),
@@ -168,11 +183,16 @@ def _halve(
                 f"after {rung.places} episodes each: keep "
                 f"{', '.join(f'{keep:g}' for keep in alive)} of {len(order)} go on."
             )
+    return played, dense
+
+
+def _curve(
+    played: Sequence[Mapping[float, Mapping[str, Any]]], candidates: Sequence[Forecast]
+) -> list[dict[str, Any]]:
+    """A row per candidate from the largest rung that it played, most tokens first."""
+    last = {keep: row for rows in played for keep, row in rows.items()}
     predicted = {forecast.keep_ratio: forecast.predicted_ms for forecast in candidates}
-    curve = [
-        {**rows[keep], "predicted_ms": predicted[keep]} for keep in sorted(rows, reverse=True)
-    ]
-    return curve, dense
+    return [{**last[keep], "predicted_ms": predicted[keep]} for keep in sorted(last, reverse=True)]
 
 
 def _table(
@@ -192,6 +212,7 @@ def _table(
         "latency": "profile",
         "profile": request.profile,
         "other_device": request.other_device,
+        "commit": request.commit,
         "settings": {SETTING: {"factor": request.factor}},
     }
     return RunConfig(
@@ -220,7 +241,7 @@ def _best(curve: Sequence[Mapping[str, Any]], request: Request) -> Mapping[str, 
     final = [row for row in curve if row["rung"] == last]
     allowed = [row for row in final if _in_age(row, request)]
     if not allowed:
-        youngest = min(row["age_p99_ms"] or math.inf for row in final)
+        youngest = min(_age_ms(row) for row in final)
         raise ConfigError(
             f"tune: no budget keeps the age at the actuator within {1e3 * request.max_age_s:g} ms;"
             f" the best has {youngest:.0f} ms at the 99th percentile: give a larger --max-age, or "
@@ -238,21 +259,44 @@ def _best(curve: Sequence[Mapping[str, Any]], request: Request) -> Mapping[str, 
 
 def _in_age(row: Mapping[str, Any], request: Request) -> bool:
     """Whether the age at the actuator is within the bound."""
-    age = row["age_p99_ms"]
-    return request.max_age_s is None or (age is not None and age <= 1e3 * request.max_age_s)
+    return request.max_age_s is None or _age_ms(row) <= 1e3 * request.max_age_s
+
+
+def _age_ms(row: Mapping[str, Any]) -> float:
+    """Infinite where in some episode nothing was ever acted on."""
+    return math.inf if row["age_p99_ms"] is None else row["age_p99_ms"]
 
 
 def _ladder(
-    curve: Sequence[Mapping[str, Any]], best: Mapping[str, Any], floor: float
+    played: Sequence[Mapping[float, Mapping[str, Any]]],
+    curve: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any],
+    floor: float,
 ) -> list[float]:
-    """The recommended budget and the smaller ones that keep enough of its score."""
-    least = floor * best["score"]
+    """The recommended budget and the smaller ones that keep enough of its score.
+
+    A budget that went out early is compared on the scenes that both were at.
+    """
+    top = best["keep_ratio"]
     smaller = [
         row["keep_ratio"]
         for row in curve
-        if row["keep_ratio"] < best["keep_ratio"] and row["score"] >= least
+        if row["keep_ratio"] < top and row["score"] >= floor * played[row["rung"]][top]["score"]
     ]
-    return [best["keep_ratio"], *sorted(smaller, reverse=True)]
+    return [top, *smaller]
+
+
+def _notes(
+    subject: Subject, dense: Mapping[str, Any], best: Mapping[str, Any], request: Request
+) -> list[str]:
+    """What else the user has to know of a recommendation."""
+    dense_ms = float(np.percentile(subject.profile.dense.total_ms(), request.percentile))
+    if dense_ms <= 1e3 * request.deadline and dense["score"] > best["score"]:
+        return [
+            f"dense meets the deadline, too ({dense_ms:.1f} ms), and scores {dense['score']:.3g} "
+            f"here against {best['score']:.3g}: nothing has to be cut."
+        ]
+    return []
 
 
 def _document(
@@ -299,6 +343,7 @@ def _document(
         **{k: tuned[k] for k in ("policy", "recipe", "cut_layer", "keep_ratio", "buckets")},
         "ladder": list(ladder),
         "score": best["score"],
+        "scored_on": "the scenes that the budget was chosen on, so that it flatters it a little",
         "score_dense": dense["score"],
         "diff_vs_dense": best["diff_vs_dense"],
         "diff_ci": best["diff_ci"],

@@ -62,7 +62,7 @@ def test_a_chunk_whose_rows_are_all_past_is_refused_and_counted() -> None:
     offer = player.offer(chunk(0.0), 0.6)
     assert not offer.taken
     assert "too late" in offer.refused
-    assert player.refused == 1
+    assert offer.late
     assert player.action(0.6).source == "hold"
 
 
@@ -143,6 +143,17 @@ def test_a_newer_chunk_replaces_one_that_waits() -> None:
     player.offer(chunk(0.1, start=50.0), 0.1)
     player.offer(chunk(0.2, start=90.0), 0.2)
     assert played(player, (0.2, 0.3)) == [3, 91]
+
+
+def test_chunks_that_wait_for_different_times_take_over_one_after_the_other() -> None:
+    """Each is frozen for 0.4 s and a new one comes every 0.1 s: none makes another one void."""
+    player = ChunkPlayer(execute=6, hold=ZERO)
+    said = []
+    for n in range(8):
+        now = round(0.1 * n, 1)
+        player.offer(chunk(now, start=100.0 * (n + 1)), now, not_before=now + 0.4)
+        said += played(player, (now,))
+    assert said[4:] == [104, 204, 304, 404]
 
 
 def test_seam_jumps_are_measured_where_chunks_meet() -> None:

@@ -26,7 +26,7 @@ def chunk(number: int, seen: Observation) -> ActionChunk:
     return ActionChunk(rows, 0.05, seen.stamp_s)
 
 
-@pytest.mark.parametrize("mode", ["synchronous", "overlap", "asynchronous"])
+@pytest.mark.parametrize("mode", ["synchronous", "overlap", "asynchronous", "realtime_chunking"])
 def test_without_latency_it_is_the_frozen_rollout_bit_for_bit(mode: str) -> None:
     episodes = LiberoWorld(image_size=32, look="fast").open("libero_object", 0)
     try:

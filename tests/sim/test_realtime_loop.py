@@ -84,7 +84,8 @@ def test_synchronous_waits_for_each_chunk_and_holds() -> None:
     told = loop.figures()
     assert told["stale_ratio"] == pytest.approx(0.6)
     assert told["rate_hz"] == pytest.approx(4.0)
-    assert (told["misses"], told["releases"], told["longest_miss_run"]) == (2, 2, 2)
+    # Each chunk is late, and the picture that was due 0.2 s after its own could not be taken.
+    assert (told["misses"], told["releases"], told["longest_miss_run"]) == (4, 4, 4)
     # Row 0 is played at an age of 0.3 s, row 1 at 0.4 s; before the first chunk there is none.
     assert told["age_p50_ms"] >= 300.0
 
@@ -142,7 +143,63 @@ def test_realtime_chunking_switches_when_it_said_it_would() -> None:
     """Ready after 0.1 s, but three rows were frozen: the new chunk begins with its row 3."""
     world = Counting(12)
     play(world, 0.1, mode="realtime_chunking", prefix=3, period_s=0.4, execute=4)
-    assert played(world) == [-1, -1, -1, 3, 4, 5, 6, 403, 404, 405, 406, 803]
+    # The first one has nothing to honour.
+    assert played(world) == [-1, 1, 2, 3, 4, -1, -1, 403, 404, 405, 406, 803]
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.3])
+def test_realtime_chunking_plays_every_chunk_however_long_its_prefix(seconds: float) -> None:
+    """A prefix of two periods: two chunks wait at a time, and a faster policy loses none."""
+    world = Counting(20)
+    loop, _ = play(world, seconds, mode="realtime_chunking", prefix=4, execute=8)
+    known = played(world)[4:]
+    assert min(known) >= 0
+    assert loop.figures()["stale_ratio"] <= 0.2
+    if seconds <= 0.2:
+        assert loop.player.switches == 7  # pictures of 0.2 to 1.4 s take over at 0.6 to 1.8 s
+        assert known[2::2][:3] == [204, 404, 604]
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "overlap", "asynchronous", "realtime_chunking"])
+def test_a_slower_policy_misses_no_smaller_share_in_any_mode(mode: str) -> None:
+    rates = []
+    for seconds in (0.05, 0.15, 0.35, 0.5, 1.0, 2.4):
+        options = {"period_s": 0.1, "deadline_s": 0.2, "mode": mode, "execute": 8, "prefix": 0}
+        loop, _ = play(Counting(60), seconds, **options, lead=8 * (mode == "overlap"))
+        rates.append(loop.figures()["miss_rate"])
+    assert rates == sorted(rates)
+    assert rates[0] == 0.0 < rates[1]
+    assert rates[-1] == 1.0
+
+
+def test_a_picture_that_could_not_be_taken_is_a_miss_in_waiting_modes_too() -> None:
+    """0.35 s on a period of 0.1 s: the pictures of 0.1, 0.2 and 0.3 s are wanted and missed."""
+    for seconds, missed in ((0.1, 0), (0.2, 1), (0.3, 2)):
+        loop, starts = play(
+            Counting(30), seconds, mode="overlap", lead=2, period_s=0.1, deadline_s=0.3
+        )
+        told = loop.figures()
+        assert told["misses"] == missed * len(starts)
+        assert told["releases"] == (missed + 1) * len(starts)
+
+
+def test_a_hold_of_another_machine_ends_the_run_at_the_first_chunk() -> None:
+    with pytest.raises(ConfigError, match="realtime: hold: the hold action has 2 numbers"):
+        play(Counting(10), 0.0, hold={"name": "hold", "action": [0.0, 0.0]})
+
+
+def test_chunks_that_are_refused_are_counted_apart_from_late_ones_with_the_reason() -> None:
+    world, config = Counting(8), RealtimeConfig(0.2, 2, {"name": "hold", "action": [-1.0]})
+    values = iter((0.0, np.nan, 0.0, np.nan))
+
+    def think(seen: Observation, now: float) -> Thought:
+        return Thought(ActionChunk(np.full((8, 1), next(values), np.float32), STEP, now), 0.0)
+
+    loop = RealtimeLoop(config, world, think)
+    loop.run(world.observe())
+    told = loop.figures()
+    assert (told["refused"], told["too_late"]) == (2, 0)
+    assert "NaN or infinite" in told["refused_because"]
 
 
 def test_what_comes_between_two_steps_is_felt_at_the_next() -> None:
@@ -172,7 +229,9 @@ def test_a_picture_that_comes_too_old_is_a_miss(mode: str) -> None:
     loop, starts = play(Counting(10), 0.0, transport_s=0.3, max_age_s=0.25, mode=mode)
     assert starts == []
     told = loop.figures()
-    assert told["misses"] == told["releases"] == loop.slot.drops.too_old > 0
+    # Waiting modes also miss the picture that is due while the lost one is on its way.
+    per_picture = 2 if mode == "synchronous" else 1
+    assert told["misses"] == told["releases"] == per_picture * loop.slot.drops.too_old > 0
     assert told["miss_rate"] == 1.0
 
 
@@ -244,11 +303,36 @@ def test_loads_rise_and_fall() -> None:
         ({"settings": {"a": {"load": {"step_at_s": 2.0, "step_until_s": 1.0}}}}, "in order"),
         ({"settings": {"a": {"factor": 0.0}}}, "give more than 0"),
         ({"settings": {"a": {"fctor": 1.0}}}, "did you mean 'factor'"),
+        ({"settings": {"a": {"factor": "3x"}}}, "factor is '3x'; it takes a number"),
+        ({"settings": {"a": 2.0}}, "settings.a: 2.0 is no mapping"),
+        ({"settings": {"a": {"load": 2.0}}}, "load: 2.0 is no mapping"),
+        ({"settings": {"a": {"factor": 3.0, "dense_periods": 2.5}}}, "give one of them"),
+        ({"settings": {"a": {"factor": 3.0}}}, "latency is 'none'; take latency 'profile'"),
+        ({"prefix": 2}, "prefix 2 does nothing in mode 'synchronous'"),
+        ({"lead": 1, "mode": "asynchronous"}, "lead 1 does nothing in mode 'asynchronous'"),
+        ({"transport_s": np.inf}, "transport_s inf"),
+        ({"actuation_s": np.nan}, "actuation_s nan"),
+        ({"period_s": np.inf}, "the period is finite"),
+        ({"commit": "maybe"}, "commit is warn or refuse"),
+        ({"seed": -1}, "the seed 0 or more"),
+        ({"charged_as": {"grid": "dual_level"}}, "names recipes of a profile, and latency is"),
+        ({"controller": {"patiense": 1}}, "did you mean 'patience'"),
+        ({"controller": {"patience": "4"}}, "patience is '4'; it takes a whole number"),
+        ({"controller": {"patience": 0}}, "all are at least 1"),
+        ({"controller": {"easy": 9}}, "easy is rung 9; there are 0 to 4"),
+        ({"controller": {"percentile": "p99"}}, "percentile 'p99'; give a number from 0 to 100"),
+        ({"controller": {"period_s": 1.0}}, "period_s follows from ladder"),
     ],
 )
 def test_mistakes_are_named(given: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         play(Counting(1), 0.0, **given)
+
+
+@pytest.mark.parametrize("limit", [-5.0, np.nan, np.inf])
+def test_a_limit_that_is_no_time_is_refused(limit: float) -> None:
+    with pytest.raises(ConfigError, match="limit_s: drive is over after"):
+        RealtimeConfig(0.2, 2, "brake", limit_s={"drive": limit})
 
 
 def test_a_world_whose_clock_would_go_backwards_is_refused() -> None:

@@ -15,7 +15,10 @@ from vla_prune_sim.realtime import table as realtime_table
 from vla_prune_sim.realtime.config import RealtimeConfig, Setting
 from vla_prune_sim.realtime.pilot import make_pilot
 from vla_prune_sim.realtime.profiles import rounds
+from vla_prune_sim.survey import marks
 
+from vla_prune import config as configs
+from vla_prune import report
 from vla_prune.build import build_adapter
 from vla_prune.errors import ConfigError, MissingError, ShapeError
 from vla_prune.tune.measure import ProfileConfig, subject_of
@@ -167,6 +170,19 @@ def test_rows_are_paired_with_dense_on_the_same_device(
     assert picked["best_fixed"] == "dual_level 0.25"
     assert sum(picked["buckets"].values()) == pytest.approx(1.0)
     assert "misses" not in rows[(None, 1.0, "-")]
+    assert slow["miss_rate_vs_dense"] < 0.0
+    assert slow["miss_rate_vs_dense_ci"][1] < 0.0
+    # Provenance on top, as in every results file, and the profile that the run charged.
+    assert all(document[key] not in (None, "") for key in ("command", "commit", "machine", "seed"))
+    charged = document["runs"][config.world]["profiles"]["moving"]
+    assert charged["subject"]["recipe"] == "dual_level"
+    assert [b["keep_ratio"] for b in charged["buckets"]] == [1.0, *KEEPS]
+    assert charged["buckets"][0]["median_ms"] == pytest.approx(102.5)
+    assert charged["factors"]["slow"] == pytest.approx(2.5 * 0.2 / 0.1025)
+    shown = report.markdown(report.read(Path(config.results))["rows"])
+    assert "| controller |" in shown
+    assert shown.count("\n") == 2 + len(document["rows"])
+    json.dumps(document, allow_nan=False)
     told, columns = realtime_table.short(document["rows"])
     assert "dual_level controller" in [row["name"] for row in told]
     assert {"name", "profile", "score", "misses"} <= set(columns)
@@ -190,6 +206,11 @@ def test_the_figure_is_drawn_from_the_results_file(
     figure.main([config.results])
     picture = Path(capsys.readouterr().out.strip())
     assert picture.read_bytes().startswith(b"\x89PNG")
+    (picture.parent / "list.json").write_text("[]")
+    for wrong, said in (("nowhere.json", "no such results file"), ("list.json", "no table of")):
+        with pytest.raises(SystemExit):
+            figure.main([str(picture.parent / wrong)])
+        assert said in capsys.readouterr().err
     with pytest.raises(ShapeError, match="there is no row of a policy"):
         figure.draw({"rows": []}, picture)
 
@@ -311,9 +332,141 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig, tmp_path: Path
     with pytest.raises(ConfigError, match="the profile is of 'dual_level'; profile that recipe"):
         rollout.run(replace(config, rows=grid))
     off = [rows[0], {"recipe": "dual_level", "keep_ratio": 0.75}]
-    with pytest.raises(ConfigError, match="kept 12 tokens, and the profile has buckets of 4, 8"):
+    with pytest.raises(ConfigError, match=r"keep ratio 0\.75 is not in the profile"):
         rollout.run(replace(config, rows=off))
-    with pytest.raises(ConfigError, match=r"the fastest bucket \(0\.25\) takes .*a longer period"):
-        rollout.run(replace(config, rows=rows[:3], realtime=replace(realtime, settings={
-            "stone": {"dense_periods": 5.0}
-        })))  # fmt: skip
+    for section in ([1], "fast"):
+        written = {"period_s": 0.1, "execute": 1, "hold": "brake", "controller": section}
+        with pytest.raises(ConfigError, match=r"controller is .*; it takes a mapping"):
+            replace(config, realtime=written)
+    both = [rows[0], {"recipe": "dual_level", "tuned": "x.yaml"}]
+    with pytest.raises(ConfigError, match="give one of the three"):
+        replace(config, rows=both)
+    reading = replace(realtime, controller={"entropy": [0.2, 0.8]})
+    with pytest.raises(ConfigError, match="measured without them; profile with --signals"):
+        rollout.run(replace(config, rows=rows[:3], realtime=reading))
+
+
+def test_a_device_on_which_not_even_the_floor_fits_hands_over_and_the_table_goes_on(
+    config: rollout.RunConfig,
+) -> None:
+    stone = replace(config.realtime, settings={"stone": {"dense_periods": 5.0}})
+    given = replace(config, rows=config.rows[:3], realtime=stone)
+    results = rollout.run(given)
+    held = [r for r in results if r.get("controller")]
+    assert len(held) == 2
+    assert all(r["handed_over"] == r["calls"] > 0 for r in held)
+    # Nothing was ever acted on: an age of nothing is no small one.
+    rows = realtime_table.rows(given, results)
+    [row] = [r for r in rows if r.get("controller")]
+    assert (row["never_acted"], row["age_p99_ms"]) == (2, None)
+
+
+def test_all_that_can_be_refused_is_refused_before_the_first_episode(
+    config: rollout.RunConfig, profile: Profile, tmp_path: Path
+) -> None:
+    """The second suite's profile is of another policy."""
+    other = replace(profile, subject=replace(profile.subject, weights_hash="0" * 16))
+    other.save(tmp_path / "other.json")
+    suite = config.suites["moving"]
+    files = {"moving": config.realtime.profile, "again": str(tmp_path / "other.json")}
+    two = replace(
+        config,
+        suites={"moving": suite, "again": suite},
+        realtime=replace(config.realtime, profile=files),
+    )
+    with pytest.raises(ConfigError, match="weights whose hash is 0000000000000000"):
+        rollout.run(two)
+    assert not rollout.read_lines(Path(two.work) / "episodes.jsonl")
+
+
+def test_controls_take_the_times_that_the_table_says_and_their_rows_say_so(
+    config: rollout.RunConfig,
+) -> None:
+    charged = {"grid": "dual_level", "blind": "dual_level"}
+    table_ = replace(
+        config,
+        rows=[
+            config.rows[0],
+            config.rows[1],
+            {"recipe": "grid", "keep_ratio": 0.25},
+            {"recipe": "blind"},
+        ],
+        realtime=replace(
+            config.realtime,
+            charged_as=charged,
+            settings={"slow": config.realtime.settings["slow"]},
+        ),
+    )
+    rows = {r["recipe"]: r for r in realtime_table.rows(table_, rollout.run(table_))}
+    assert rows["grid"]["charged_as"] == rows["blind"]["charged_as"] == "dual_level"
+    assert "charged_as" not in rows["dual_level"]
+    # 10 ms and 4/16 of 90 ms are 32.5 ms; without a visual token it is 10 ms.
+    assert rows["grid"]["age_p50_ms"] == rows["dual_level"]["age_p50_ms"]
+    assert rows["blind"]["age_p50_ms"] <= rows["grid"]["age_p50_ms"]
+
+
+def test_a_call_without_a_visual_token_takes_what_the_model_says(profile: Profile) -> None:
+    ladder = rounds(profile).of("blind", {"blind": "dual_level"})
+    assert np.median(ladder[0]) == pytest.approx(0.01 * 1.025, rel=0.01)
+
+
+def test_a_tuned_file_is_a_row(config: rollout.RunConfig, tmp_path: Path) -> None:
+    tuned = {"policy": "p", "recipe": "dual_level", "cut_layer": 2, "keep_ratio": 0.5}
+    file = tmp_path / "tuned.yaml"
+    file.write_text(json.dumps({**tuned, "ladder": [0.5, 0.25]}))
+    given = replace(
+        config,
+        rows=[
+            config.rows[0],
+            {"recipe": "dual_level", "keep_ratio": 0.5},
+            {"recipe": "dual_level", "keep_ratio": 0.25},
+            {"tuned": {"moving": str(file)}},
+            {"tuned": str(file), "controller": True},
+        ],
+        realtime=replace(config.realtime, settings={"slow": config.realtime.settings["slow"]}),
+    )
+    results = rollout.run(given)
+    found = {r["key"]: r for r in results}
+    assert "moving:0:5:dual_level:tuned@slow" in found
+    picked = found["moving:0:5:dual_level:tuned_controller@slow"]
+    assert set(picked["buckets"]) <= {"0.5", "0.25"}  # its own ladder, not the table's
+    rows = {(r["recipe"], report.budget(r)): r for r in realtime_table.rows(given, results)}
+    row, fixed = rows[("dual_level", "tuned 0.5")], rows[("dual_level", "0.5")]
+    assert (row["score"], row["misses"]) == (fixed["score"], fixed["misses"])
+    smallest = rows[("dual_level", "0.25")]
+    for ours in (row, fixed, rows[("dual_level", "tuned controller")]):
+        assert ours["smallest"] == 0.25
+        gap = ours["score"] - smallest["score"]
+        assert ours["diff_vs_smallest"] == pytest.approx(gap)
+        assert ours["diff_vs_smallest_ci"][0] <= gap <= ours["diff_vs_smallest_ci"][1]
+    assert "diff_vs_smallest" not in smallest
+    with pytest.raises(ConfigError, match="tuned with cut layer 2, and the table has 1"):
+        rollout.episodes(replace(given, cut_layer=1))
+    wrong = [config.rows[0], {"tuned": {"movin": str(file)}}]
+    with pytest.raises(ConfigError, match="rows: tuned: suite 'moving' is unknown"):
+        rollout.episodes(replace(given, rows=wrong))
+
+
+def test_an_episode_is_done_until_what_it_hangs_on_changes(
+    config: rollout.RunConfig, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    shipped = (configs.configs_folder() / "recipe" / "dual_level.yaml").read_text()
+    mine.write_text(shipped)
+    realtime = replace(config.realtime, charged_as={str(mine): "dual_level"})
+    given = replace(config, rows=[*config.rows[:3], {"recipe": str(mine)}], realtime=realtime)
+
+    def told(table_: rollout.RunConfig) -> dict[str, str]:
+        return marks(table_, None, rollout.episodes(table_))
+
+    def changed(table_: rollout.RunConfig) -> set[str]:
+        return {key.split(":", 3)[3] for key, mark in told(table_).items() if before[key] != mark}
+
+    before = told(given)
+    more = {**realtime.settings, "new": {"factor": 9.0}}
+    after = told(replace(given, realtime=replace(realtime, settings=more)))
+    assert {k: v for k, v in after.items() if not k.endswith("@new")} == before
+    calm = replace(given, realtime=replace(realtime, controller={"patience": 9}))
+    assert changed(calm) == {f"dual_level:controller@{name}" for name in realtime.settings}
+    mine.write_text(shipped.replace("share: 0.75", "share: 0.5"))
+    assert changed(given) == {f"{mine}:1@{name}" for name in realtime.settings}

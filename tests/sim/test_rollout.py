@@ -314,7 +314,7 @@ def test_mistakes_in_a_table_are_named(config: rollout.RunConfig) -> None:
         replace(config, rows=[{"recipe": "blind"}])
     with pytest.raises(ConfigError, match="control 'blak' is unknown; did you mean 'black'"):
         replace(config, rows=[{"recipe": "dense"}, {"recipe": "dense", "control": "blak"}])
-    with pytest.raises(ConfigError, match="names neither a recipe and a driver"):
+    with pytest.raises(ConfigError, match="names neither or several of a recipe, a driver"):
         replace(config, rows=[{"recipe": "dense"}, {"keep_ratio": 0.5}])
     with pytest.raises(ConfigError, match="'blind' has no budget"):
         replace(config, rows=[{"recipe": "dense"}, {"recipe": "blind", "keep_ratio": 0.5}])

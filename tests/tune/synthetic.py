@@ -6,7 +6,9 @@ import numpy as np
 
 from vla_prune.tune.profile import Bucket, Profile, Subject
 
-SUBJECT = Subject("tiny", "c0ffee", "beef", "dual_level", 2, "cpu", "float32", "sdpa", 2, "abc123")
+SUBJECT = Subject(
+    "tiny", "c0ffee", "beef", "dual_level", "f00d", 2, "cpu", "float32", "sdpa", 2, "abc123"
+)
 TOKENS = 288
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125, 0.0625)
 

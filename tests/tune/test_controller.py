@@ -118,6 +118,27 @@ def test_when_the_floor_misses_it_hands_over_and_comes_back() -> None:
     assert made[-1].rung == 0
 
 
+@settings(max_examples=30, deadline=None)
+@given(floor=st.floats(0.9, 1.0), load=st.floats(1.5, 4.0), at=st.integers(5, 30))
+def test_a_floor_that_just_fits_is_taken_back_when_the_load_ends(
+    floor: float, load: float, at: int
+) -> None:
+    latency = (0.15, floor * PERIOD)
+    made = controller(buckets=(0.5, 0.25), latency_s=latency)
+    factor = lambda n: load if at <= n < at + 6 else 1.0  # noqa: E731
+    _, told = driven(made, 80, lambda n, rung: factor(n) * latency[rung])
+    held = [n for n, d in enumerate(told) if d.hand_over]
+    assert held
+    assert held == list(range(held[0], held[-1] + 1))
+    assert held[-1] <= at + 9
+
+
+def test_a_floor_that_never_fits_may_be_asked_for_and_holds_throughout() -> None:
+    made = controller(period_s=0.02, floor_may_miss=True)
+    _, told = driven(made, 30, lambda n, rung: LATENCY[rung])
+    assert all(d.hand_over and d.rung == 3 for d in told)
+
+
 def test_calls_that_never_come_back_hand_over() -> None:
     _, made = driven(controller(), 5, lambda n, rung: float("inf"))
     assert made[-1].hand_over
@@ -187,6 +208,7 @@ def test_it_runs_without_torch() -> None:
         ({"latency_s": (0.1,)}, "4 buckets"),
         ({"latency_s": (0.1, 0.1, 0.1, 0.0)}, "above 0"),
         ({"period_s": 0.02}, "the fastest bucket"),
+        ({"period_s": float("nan")}, "above 0 and finite"),
         ({"margin": 0.3}, "shares of the period"),
         ({"patience": 0}, "patience"),
         ({"easy": 4}, "easy is rung 4"),

@@ -31,13 +31,20 @@ def test_the_error_is_told_from_buckets_that_were_left_out() -> None:
     assert set(model.errors) == {50, 95, 99}
     assert set(model.errors[95]) == {round(TOKENS * r) for r in RATIOS[1:-1]}
     assert 0 < model.worst_error(95) < 0.1
+    assert set(model.stage_errors_ms) == set(truth(TOKENS))
+    assert set(model.stage_errors_ms["prefill"]) == set(model.errors[95])
+    assert max(map(abs, model.stage_errors_ms["prefill"].values())) < 1.0
 
 
 def test_a_law_that_does_not_hold_shows_as_error() -> None:
     made = profile(noise=0.01)
     bent = made.bucket(0.25)
     bent.samples_ms["prefill"][:] *= 2.0  # a bucket that hits a slow kernel
-    assert fit(made).worst_error(50) > 0.2
+    model = fit(made)
+    assert model.worst_error(50) > 0.2
+    tokens = bent.tokens
+    assert abs(model.stage_errors_ms["prefill"][tokens]) > 5.0
+    assert abs(model.stage_errors_ms["head"][tokens]) < 0.1  # the stage at fault is told
 
 
 def test_no_coefficient_is_negative_and_more_tokens_never_cost_less() -> None:
@@ -62,11 +69,10 @@ def test_uncut_calls_are_as_measured() -> None:
 
 def test_a_slower_device_is_slower_by_one_constant_everywhere() -> None:
     model = fit(profile())
-    by_profile, by_model = fit(profile().scaled(2.5)), model.scaled(2.5)
+    by_profile = fit(profile().scaled(2.5))
     for tokens in (20, 100, TOKENS):
         for percentile in (50, 95, 99):
             ours = 2.5 * model.predict(tokens, percentile)
-            assert by_model.predict(tokens, percentile) == pytest.approx(ours)
             assert by_profile.predict(tokens, percentile) == pytest.approx(ours)
     assert by_profile.ceiling == pytest.approx(model.ceiling)
 
@@ -90,7 +96,6 @@ def test_the_ceiling_is_amdahls() -> None:
         (lambda m: m.predict(72, 90), "percentile 90 is not fitted"),
         (lambda m: m.predict(TOKENS + 1), "289 tokens"),
         (lambda m: m.predict(72, calls={"denoise": 0.5}), "stage 'denoise' was not measured"),
-        (lambda m: m.scaled(0.0), "factor 0"),
     ],
 )
 def test_bad_questions_get_one_sentence(ask, said: str) -> None:

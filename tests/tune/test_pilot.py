@@ -53,6 +53,16 @@ def test_motion_comes_from_the_first_row() -> None:
     assert rung == 2
 
 
+def test_a_standing_arm_with_a_closed_gripper_does_not_move() -> None:
+    config = ControllerConfig(**CONFIG, easy=2, motion=(0.0, 0.5), motion_numbers=[0, 1])
+    pilot = Pilot(Controller(config))
+    still = ActionChunk(np.array([[0.0, 0.0, -1.0]]), 0.1, 0.0, {"decoder.2": np.arange(4)})
+    for _ in range(40):
+        rung = pilot.choose(0.0).rung
+        pilot.learn(rung, CONFIG["latency_s"][rung], still)
+    assert rung == 2
+
+
 def test_the_period_can_change_and_come_back() -> None:
     pilot = Pilot(Controller(ControllerConfig(**CONFIG)))
     pilot.set_period(0.05)
@@ -71,3 +81,12 @@ def test_a_tuned_file_is_read_and_what_is_none_is_refused() -> None:
         read_controller("f", {"policy": "p"})
     with pytest.raises(ConfigError, match="did you mean 'margin'"):
         read_controller("f", {"controller": {**CONFIG, "margn": 0.1}})
+    for name, wrong, said in (
+        ("period_s", "100ms", "it takes a number"),
+        ("buckets", 0.5, "it takes a list of numbers"),
+        ("buckets", ["a"], "it takes a list of numbers"),
+        ("patience", "4", "it takes a whole number"),
+        ("window", 4.0, "it takes a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=f"f: controller: {name} is .*; {said}"):
+            read_controller("f", {"controller": {**CONFIG, name: wrong}})

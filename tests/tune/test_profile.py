@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from tests.tune.synthetic import RATIOS, SUBJECT, profile
-from vla_prune import build, cli
+from vla_prune import build, cli, config
 from vla_prune.errors import ConfigError, MissingError
 from vla_prune.tune import measure
-from vla_prune.tune.profile import Profile
+from vla_prune.tune.profile import Profile, recipe_hash
 
 TINY = """# x
 # y
@@ -109,6 +109,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         ({"weights_hash": "dead"}, "weights whose hash is beef"),
         ({"config_hash": "dead"}, "config whose hash"),
         ({"recipe": "fastv"}, "recipe dual_level, and fastv"),
+        ({"recipe_hash": "dead"}, "a recipe whose hash is f00d"),
         ({"cut_layer": 3}, "cut layer 2, and 3"),
         ({"dtype": "bfloat16"}, "dtype float32, and bfloat16"),
         ({"threads": 1}, "CPU threads 2, and 1"),
@@ -137,6 +138,9 @@ def test_another_commit_is_told_and_refused_on_demand(tmp_path: Path) -> None:
     made.save(tmp_path / "p.json")
     with pytest.raises(ConfigError, match="abc123"):
         Profile.load(tmp_path / "p.json", now, commit="refuse")
+    changed = replace(SUBJECT, commit="abc123+changes")
+    [said] = replace(made, subject=changed).check(changed)  # need not be the same changes
+    assert "abc123+changes" in said
     with pytest.raises(ConfigError, match="choose warn or refuse"):
         made.check(now, commit="never")
 
@@ -179,13 +183,6 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
         Profile.load(tmp_path / "p.json")
 
 
-def test_draws_are_rounds_with_all_their_stages() -> None:
-    bucket = profile(rounds=5).bucket(0.25)
-    rounds = {tuple(t[n] for t in bucket.samples_ms.values()) for n in range(5)}
-    rng = np.random.default_rng(0)
-    assert {tuple(bucket.draw(rng).values()) for _ in range(60)} == rounds
-
-
 def test_a_slower_device_is_slower_in_every_stage() -> None:
     made = profile(rounds=3)
     slow = made.scaled(2.0).scaled(1.5)
@@ -214,6 +211,7 @@ def test_a_bucket_that_was_not_measured_is_refused_with_what_there_is() -> None:
         ({"rounds": 0}, "0 rounds"),
         ({"rounds": 10**6}, "give 1 to 2000"),
         ({"recipe": "dense"}, "has no buckets"),
+        ({"threads": -1}, "threads -1; give 1 or more, or 0"),
     ],
 )
 def test_bad_settings_get_one_sentence(options, said: str) -> None:
@@ -221,6 +219,42 @@ def test_bad_settings_get_one_sentence(options, said: str) -> None:
         measure.ProfileConfig("any", **options)
     with pytest.raises(ConfigError, match="--buckets"):
         measure.keep_ratios("1.0,half")
+
+
+def test_a_recipe_by_path_is_named_as_it_was_asked_for(policy: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((config.configs_folder() / "recipe" / "dual_level.yaml").read_text())
+    made = measure.measure(
+        measure.ProfileConfig(policy, str(mine), buckets=(0.5,), rounds=1, warmup=0)
+    )
+    assert made.subject.recipe == str(mine) == made.ladder[0].recipe
+    assert made.subject.recipe_hash == recipe_hash("dual_level")
+    build.build_recipe(made.subject.recipe, 0.5)
+    mine.write_text(mine.read_text().replace("share: 0.75", "share: 0.5"))
+    assert recipe_hash(str(mine)) != made.subject.recipe_hash
+
+
+def test_what_a_bucket_keeps_is_told_by_a_call_that_cuts(policy: str, tmp_path: Path) -> None:
+    """The last call looks at everything again, and keeps all."""
+    mine = tmp_path / "mine.yaml"
+    shipped = (config.configs_folder() / "recipe" / "dual_level.yaml").read_text()
+    mine.write_text(shipped.replace("window: 3", "window: 1, refresh: 3"))
+    for rounds in (1, 2, 3, 4):
+        settings = measure.ProfileConfig(
+            policy, str(mine), buckets=(0.5,), rounds=rounds, warmup=0
+        )
+        assert measure.measure(settings).ladder[0].kept == {"decoder.3": 32}
+
+
+def test_where_a_profile_cannot_be_written_is_told_before_anything_is_measured(
+    policy: str, tmp_path: Path
+) -> None:
+    settings = measure.ProfileConfig(policy, rounds=1)
+    with pytest.raises(ConfigError, match="this is a folder; name a file in it"):
+        measure.run(settings, tmp_path, pytest.fail)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="its folder cannot be made"):
+        measure.run(settings, tmp_path / "file" / "p.json", pytest.fail)
 
 
 def test_the_command_writes_the_profile_and_ends_with_json(policy: str, tmp_path: Path) -> None:
@@ -233,4 +267,8 @@ def test_the_command_writes_the_profile_and_ends_with_json(policy: str, tmp_path
     assert [row["keep_ratio"] for row in document["rows"]] == [1.0, 1.0, 0.5, 0.25]
     assert {"median", "p95", "p99", "jitter", "prefill"} <= set(document["rows"][0])
     assert "prefill" in document["latency_model"]["stages"]
+    assert document["notes"] == [
+        "the model's error is not known: that takes five buckets or more."
+    ]
+    assert "eager" in json.loads(path.read_text())["machine"]["calls"]
     assert Profile.load(path).bucket(0.5).rounds == 2

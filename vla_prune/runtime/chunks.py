@@ -7,8 +7,9 @@ when the machine stood still meanwhile). At most ``execute`` rows are played; th
 speaks until the next chunk takes over.
 
 Real-time chunking (Black, Galliker, Levine 2025, arXiv 2506.07339): the rows that will be played
-while inference runs are read with :meth:`ChunkPlayer.running_prefix`; a policy that can inpaints
-the new chunk behind them, for one that cannot they are frozen by ``not_before``.
+while inference runs are frozen by ``not_before``. A policy that can inpaint the new chunk behind
+them reads them with :meth:`ChunkPlayer.running_prefix`; no policy here does, so the two chunks
+meet at a known time and with whatever seam there is.
 """
 
 from __future__ import annotations
@@ -76,12 +77,14 @@ class Offer:
         at_s: when it takes over.
         skipped: rows at its beginning whose time has passed.
         refused: why not, in a sentence.
+        late: whether that is because all of its rows' time has passed.
     """
 
     taken: bool
     at_s: float = float("nan")
     skipped: int = 0
     refused: str = ""
+    late: bool = False
 
 
 @dataclass
@@ -147,9 +150,9 @@ class ChunkPlayer:
             raise did_you_mean("chunks", "align", align, ALIGNS)
         self.execute, self.hold, self.join, self.align = execute, hold, join, align
         self.lead, self.max_age_s, self.blend_rows = lead, max_age_s, blend_rows
-        self.refused = self.switches = 0
+        self.switches = 0
         self.seam_jumps: deque[float] = deque(maxlen=KEPT)
-        self._segments: list[_Segment] = []  # the running one, and maybe one that waits
+        self._segments: list[_Segment] = []  # the running one, and those that wait
         self._last: np.ndarray | None = None  # the row played last, and the one before that
         self._before: np.ndarray | None = None
         self._newest = float("-inf")  # stamp
@@ -157,7 +160,8 @@ class ChunkPlayer:
     def offer(self, chunk: ActionChunk, now: float, not_before: float = float("-inf")) -> Offer:
         """Give a chunk that has just come. Refuses what cannot be played, and never raises.
 
-        A chunk that waits to take over gives way to a newer one.
+        Chunks that wait take over one after the other; a newer one that takes over no later makes
+        them void.
 
         Args:
             chunk: with the stamp of the oldest image behind it.
@@ -166,7 +170,7 @@ class ChunkPlayer:
         """
         self._advance(now)
         running = self._running(now)
-        refused = self._why_not(chunk)
+        refused, late = self._why_not(chunk), False
         start = max(now, not_before)
         if self.join == "append" and running is not None:
             start = max(start, running.origin + running.end * running.dt_s)
@@ -175,19 +179,20 @@ class ChunkPlayer:
             first = math.floor((start - origin) / chunk.dt_s + _EPS)
             fresh = self._fresh(chunk, origin)
             end = min(first + self.execute, fresh)
-            if end <= first:
+            late = end <= first
+            if late:
                 refused = (
                     f"chunks: the chunk of the image at {chunk.stamp_s:.3f} s is too late at "
                     f"{start:.3f} s: none of its {len(chunk.actions)} rows of {chunk.dt_s:g} s "
                     "may be played."
                 )
         if refused:
-            self.refused += 1
-            return Offer(False, refused=refused)
+            return Offer(False, refused=refused, late=late)
         rows = self._with_hold(chunk.actions, end, fresh - end, chunk.dt_s)
         segment = _Segment(rows, first, end, origin, start, chunk.dt_s, chunk.stamp_s)
-        segment.fade = self.blend_rows if self.join == "blend" and running is not None else 0
-        self._segments = [*([] if running is None else [running]), segment]
+        before = [s for s in self._segments if s is running or s.start < start - _TINY]
+        segment.fade = self.blend_rows if self.join == "blend" and before else 0
+        self._segments = [*before, segment]
         self._newest = chunk.stamp_s
         self._advance(now)
         return Offer(True, start, first)
@@ -234,7 +239,7 @@ class ChunkPlayer:
         return segment.rows[np.minimum(np.arange(start, start + rows), len(segment.rows) - 1)]
 
     def halt(self, now: float, refused: bool = False) -> None:
-        """The hold rule takes over at once, until the next chunk; one that waits is dropped.
+        """The hold rule takes over at once, until the next chunk; those that wait are dropped.
 
         It goes on from the row that was played last, in the middle of that row, too.
 
@@ -264,8 +269,8 @@ class ChunkPlayer:
         self._last = self._before = None
 
     def _advance(self, now: float) -> _Segment | None:
-        """The running segment, after the one that waited has taken over."""
-        if len(self._segments) == 2 and now >= self._segments[1].start - _TINY:
+        """The running segment, after those that waited have taken over."""
+        while len(self._segments) > 1 and now >= self._segments[1].start - _TINY:
             old = self._segments.pop(0)
             # What was replaced before any of its rows was played leaves no trace.
             self._segments[0].before = old.before if old.played < 0 else old

@@ -50,6 +50,8 @@ class ControllerConfig:
         entropy: entropy of the scores, ``(easy, hard)`` values; None leaves it out.
         disagreement: of action and semantic attention, likewise.
         motion: of the ego or end effector, likewise.
+        motion_numbers: which numbers of an action are motion; None for all. A gripper's is none.
+        floor_may_miss: let a period stand in which not even the floor fits, and hand over.
     """
 
     buckets: tuple[float, ...]
@@ -65,13 +67,20 @@ class ControllerConfig:
     entropy: tuple[float, float] | None = None
     disagreement: tuple[float, float] | None = None
     motion: tuple[float, float] | None = None
+    motion_numbers: tuple[int, ...] | None = None
+    floor_may_miss: bool = False
 
     def __post_init__(self) -> None:
         """Lists of a config become tuples; refuse ladders that lead nowhere."""
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, list | tuple):
-                object.__setattr__(self, f.name, tuple(float(x) for x in value))
+                kind = int if f.name == "motion_numbers" else float
+                object.__setattr__(self, f.name, tuple(kind(x) for x in value))
+        if not 0 < self.period_s < inf:
+            raise ConfigError(
+                f"controller: the period is {self.period_s:g} s; give a time above 0 and finite."
+            )
         buckets, latency = self.buckets, self.latency_s
         if not buckets or any(a <= b for a, b in pairwise(buckets)):
             raise ConfigError(
@@ -85,7 +94,7 @@ class ControllerConfig:
                 f"controller: {len(buckets)} buckets and latencies {list(latency)} s; give one "
                 "above 0 for each."
             )
-        if latency[-1] > self.period_s:
+        if latency[-1] > self.period_s and not self.floor_may_miss:
             raise ConfigError(
                 f"controller: the period is {self.period_s:g} s, and the fastest bucket "
                 f"({buckets[-1]:g}) takes {latency[-1]:g} s; take a longer period or a faster "
@@ -223,8 +232,7 @@ class Controller:
             state.rung, reason = state.rung + 1, "easy"
         elif self._may_rise(state, enough):
             state.rung, state.since_up, reason = state.rung - 1, 0, "room"
-        # The floor is left to the hold when it misses, and taken back when it fits with margin.
-        allowed = c.period_s * (1 - c.margin if state.hand_over else 1)
+        allowed = self._taken_back_at() if state.hand_over else c.period_s
         state.hand_over = state.rung == last and quick[last] > allowed
         if state.hand_over:
             reason = "floor"
@@ -238,6 +246,15 @@ class Controller:
             state.hard[-1],
             reason,
         )
+
+    def _taken_back_at(self) -> float:
+        """Expected seconds at which the hold ends: with the margin free, or half of what is left.
+
+        A floor whose own latency takes more than that share must come back without a load, too.
+        """
+        c = self.config
+        halfway = (c.latency_s[-1] + c.period_s) / 2
+        return min(c.period_s, max((1 - c.margin) * c.period_s, halfway))
 
     def _remember(self, state: State, measurement: Measurement) -> None:
         latency, late = measurement.latency_s, measurement.lateness_s

@@ -59,12 +59,14 @@ class LatencyModel:
         ceiling: speed-up over dense if the language model's pass took no time (as in ``bench``).
         errors: percentile -> tokens -> relative error of the whole call at a bucket that the fit
             did not see, all but the smallest and the largest. Empty with fewer than five buckets.
+        stage_errors_ms: stage -> tokens -> milliseconds by which its median was missed there.
     """
 
     stages: Mapping[str, StageModel]
     visual_tokens: int
     ceiling: float
     errors: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    stage_errors_ms: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def predict(
         self, tokens: float, percentile: int = 50, calls: Mapping[str, float] | None = None
@@ -96,20 +98,6 @@ class LatencyModel:
         found = self.errors.get(percentile, {})
         return max(map(abs, found.values())) if found else float("nan")
 
-    def scaled(self, factor: float) -> LatencyModel:
-        """Of a device that does every stage ``factor`` times as long."""
-        if not factor > 0:
-            raise ConfigError(f"latency: factor {factor:g}; a device takes more than no time.")
-        made = {
-            name: StageModel(
-                tuple(x * factor for x in model.curve),
-                {p: (d * factor, e) for p, (d, e) in model.tails.items()},
-                model.uncut and {p: ms * factor for p, ms in model.uncut.items()},
-            )
-            for name, model in self.stages.items()
-        }
-        return replace(self, stages=made)
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         stages = {
@@ -117,7 +105,13 @@ class LatencyModel:
             for name, m in self.stages.items()
         }
         errors = {f"p{p}": {str(k): e for k, e in at.items()} for p, at in self.errors.items()}
-        return {"stages": stages, "ceiling": self.ceiling, "left_out_errors": errors}
+        missed = {s: {str(k): e for k, e in at.items()} for s, at in self.stage_errors_ms.items()}
+        return {
+            "stages": stages,
+            "ceiling": self.ceiling,
+            "left_out_errors": errors,
+            "left_out_stage_errors_ms": missed,
+        }
 
     def _stage(self, name: str, tokens: float, percentile: int) -> float:
         model = self.stages[name]
@@ -156,9 +150,15 @@ def fit(profile: Profile) -> LatencyModel:
             "keep ratios."
         )
     errors: dict[int, dict[int, float]] = {}
+    missed: dict[str, dict[int, float]] = {}
     if len(ladder) >= LEAST + 2:
         for out in ladder[1:-1]:
-            total = _fit_total([b for b in ladder if b is not out], profile.visual_tokens)
+            others = [b for b in ladder if b is not out]
+            for name in profile.stages:
+                made = _fit_stage(name, others, profile.visual_tokens).at(out.tokens)
+                seen = float(np.median(out.samples_ms[name]))
+                missed.setdefault(name, {})[out.tokens] = made - seen
+            total = _fit_total(others, profile.visual_tokens)
             for p in PERCENTILES:
                 seen = float(np.percentile(out.total_ms(), p))
                 errors.setdefault(p, {})[out.tokens] = total.at(out.tokens, p) / seen - 1.0
@@ -170,6 +170,7 @@ def fit(profile: Profile) -> LatencyModel:
         profile.visual_tokens,
         ceiling,
         errors,
+        missed,
     )
 
 

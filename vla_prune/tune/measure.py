@@ -2,7 +2,7 @@
 
 Every round runs every bucket once, each round beginning with the next one, so that drift of the
 machine hits all alike. On CUDA the stages are device events (:class:`~vla_prune.clock.StageClock`)
-and a call ends when the device has; calls are not captured into graphs.
+and a call ends when the device has; calls are not captured into graphs, as the profile says.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ from vla_prune.tune import latency
 from vla_prune.tune.profile import (
     MAX_ROUNDS,
     NEEDED,
-    PERCENTILES,
     Bucket,
     Profile,
     Subject,
+    recipe_hash,
+    writable,
 )
 from vla_prune.types import Observation, PolicyState
 
@@ -59,6 +60,7 @@ class ProfileConfig:
         cut_layer: moves the decoder cut, for decoders of another depth.
         threads: CPU threads; 0 leaves torch's choice.
         overrides: ``a.b=c`` on the policy config.
+        signals: read the controller's score signals, too, which costs a call that cuts nothing.
     """
 
     policy: str
@@ -69,6 +71,7 @@ class ProfileConfig:
     cut_layer: int | None = None
     threads: int = 0
     overrides: Sequence[str] = ()
+    signals: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what measures nothing."""
@@ -82,6 +85,10 @@ class ProfileConfig:
                 f"profile: {self.rounds} rounds and {self.warmup} warm-up calls; give 1 to "
                 f"{MAX_ROUNDS} and 0 or more."
             )
+        if self.threads < 0:
+            raise ConfigError(
+                f"profile: threads {self.threads}; give 1 or more, or 0 for torch's choice."
+            )
         if self.recipe in ("dense", "blind"):
             raise ConfigError(
                 f"profile: recipe {self.recipe!r} has no buckets; name one that prunes. Dense is "
@@ -93,12 +100,15 @@ class ProfileConfig:
 class _Running:
     """One bucket, with the times it gathers."""
 
+    recipe: str
     pruner: Pruner
     keep_ratio: float
+    signals: bool = False
     state: PolicyState = field(default_factory=PolicyState)
     calls: list[dict[str, float]] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
     memory_mb: float = 0.0
+    rows: int = 0
 
 
 def measure(
@@ -110,9 +120,11 @@ def measure(
     adapter = build.build_adapter(settings.policy, settings.overrides)
     observation = blank_observation(adapter, 0)
     layer = settings.cut_layer
-    running = [_Running(build.build_recipe("dense"), 1.0)]
+    name = settings.recipe
+    running = [_Running("dense", build.build_recipe("dense"), 1.0)]
     for keep in sorted(settings.buckets, reverse=True):
-        running.append(_Running(build.build_recipe(settings.recipe, keep, cut_layer=layer), keep))
+        pruner = build.build_recipe(name, keep, cut_layer=layer)
+        running.append(_Running(name, pruner, keep, settings.signals))
     clocks = [clocks_mhz()]
     for bucket in running:
         history = bucket.pruner.history
@@ -130,6 +142,7 @@ def measure(
         machine(adapter) | {"clocks_mhz": clocks, "rounds": settings.rounds},
         adapter.layout.total,
         tuple(_bucket(adapter, bucket, stages) for bucket in running),
+        chunk_rows=running[0].rows,
     )
 
 
@@ -137,6 +150,7 @@ def run(
     settings: ProfileConfig, output: Path, progress: Callable[[float], None] = lambda share: None
 ) -> dict[str, Any]:
     """Measure, fit and save; what ``vla-prune profile`` tells."""
+    writable(output)
     profile = measure(settings, progress)
     rows = []
     for bucket in profile.buckets:
@@ -148,7 +162,9 @@ def run(
     try:
         fitted = latency.fit(profile)
         model = fitted.as_dict()
-        for p in PERCENTILES:
+        if not fitted.errors:
+            notes.append("the model's error is not known: that takes five buckets or more.")
+        for p in fitted.errors:
             notes.append(
                 f"p{p} at buckets that the model did not see: off by at most "
                 f"{100 * fitted.worst_error(p):.1f}%."
@@ -190,20 +206,23 @@ def subject_of(adapter: Adapter, settings: ProfileConfig) -> Subject:
         Path(settings.policy).stem,
         hashlib.sha256(told.encode()).hexdigest()[:16],
         fingerprint(module.state_dict().items()),
-        build.build_recipe(settings.recipe).name,
+        settings.recipe,
+        recipe_hash(settings.recipe),
         settings.cut_layer,
         adapter.device.type,
         str(next(module.parameters()).dtype).removeprefix("torch."),
         _attention(module),
         torch.get_num_threads(),
         report.commit(),
+        settings.signals,
     )
 
 
 def machine(adapter: Adapter) -> dict[str, Any]:
     """What a profile names beside its subject."""
     versions = {"transformers": version("transformers"), "python": python_version()}
-    return report.machine() | versions | {"device": str(adapter.device)}
+    told = {"device": str(adapter.device), "calls": "eager, not captured into graphs"}
+    return report.machine() | versions | told
 
 
 def clocks_mhz() -> dict[str, float]:
@@ -226,7 +245,7 @@ def clocks_mhz() -> dict[str, float]:
 def _call(adapter: Adapter, bucket: _Running, observation: Observation) -> dict[str, float]:
     """Stage -> milliseconds of one call; ``other`` is what no stage claims."""
     cuda = adapter.device.type == "cuda"
-    with attach(bucket.pruner, adapter, time_stages=True) as policy:
+    with attach(bucket.pruner, adapter, time_stages=True, signals=bucket.signals) as policy:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
@@ -235,11 +254,18 @@ def _call(adapter: Adapter, bucket: _Running, observation: Observation) -> dict[
         if cuda:
             torch.cuda.synchronize()
         total = (time.perf_counter() - start) * 1e3
-    bucket.kept = {site: len(index) for site, index in chunk.kept.items()}
+    bucket.rows = len(chunk.actions)
+    kept = {site: len(index) for site, index in chunk.kept.items()}
+    # A recipe that looks at everything again now and then cuts nothing in such a call.
+    bucket.kept = min((found for found in (kept, bucket.kept) if found), key=_sum, default={})
     used = torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident_mb()
     bucket.memory_mb = max(bucket.memory_mb, used)
     stages = {stage: max(0.0, ms) for stage, ms in chunk.stage_ms.items()}
     return stages | {"other": max(0.0, total - sum(stages.values()))}
+
+
+def _sum(kept: dict[str, int]) -> int:
+    return sum(kept.values())
 
 
 def _stages(calls: Iterable[dict[str, float]]) -> list[str]:
@@ -254,9 +280,7 @@ def _bucket(adapter: Adapter, bucket: _Running, stages: list[str]) -> Bucket:
         stage: np.array([call.get(stage, 0.0) for call in bucket.calls]) for stage in stages
     }
     tokens = min([adapter.layout.total, *bucket.kept.values()])
-    return Bucket(
-        bucket.pruner.name, bucket.keep_ratio, tokens, bucket.kept, samples, bucket.memory_mb
-    )
+    return Bucket(bucket.recipe, bucket.keep_ratio, tokens, bucket.kept, samples, bucket.memory_mb)
 
 
 def _module(adapter: Adapter) -> nn.Module:

@@ -84,7 +84,9 @@ class Pilot:
             seconds: what it took, from picture to actions.
             chunk: what came out.
         """
-        seen = {"motion": float(np.linalg.norm(chunk.actions[0])), **chunk.signals}
+        numbers = self.controller.config.motion_numbers
+        row = chunk.actions[0] if numbers is None else chunk.actions[0][list(numbers)]
+        seen = {"motion": float(np.linalg.norm(row)), **chunk.signals}
         buckets = self.controller.config.buckets
         if chunk.kept or buckets[rung] == 1.0:
             self._last = Measurement(seconds, rung=rung, **seen)

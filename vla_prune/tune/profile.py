@@ -1,12 +1,13 @@
 """What a policy costs on a machine: stage times of single calls, bucket by bucket. Numpy only.
 
-Raw times are kept, so that a simulation can draw calls instead of averages: one round of a bucket,
-all its stages together. The stages of a call add up to the call (``other`` is what no stage
-claims). :mod:`vla_prune.tune.measure` makes profiles.
+Raw times are kept, so that a simulation can draw calls instead of averages. The stages of a call
+add up to the call (``other`` is what no stage claims). :mod:`vla_prune.tune.measure` makes
+profiles.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from vla_prune import config
 from vla_prune.errors import ConfigError, MissingError
 
-VERSION = 1
+VERSION = 2
 NEEDED = ("vision", "selection", "prefill")  # stages of every profile, zero where there is none
 MAX_ROUNDS = 2000
 PERCENTILES = (50, 95, 99)
@@ -32,25 +34,29 @@ class Subject:
         policy: name of the policy config.
         config_hash: of its contents, but for device and dtype.
         weights_hash: of all weights, whatever dtype they are loaded in.
-        recipe: whose buckets were measured.
+        recipe: whose buckets were measured, by the name or path that it was asked for.
+        recipe_hash: of its contents.
         cut_layer: where its decoder cut was moved; None for the recipe's own layer.
         device: ``cpu`` or ``cuda``.
         dtype: of the weights, such as ``float32``.
         attention: kernel that dense and pruned calls share.
         threads: CPU threads of torch.
         commit: of this library.
+        signals: whether the controller's score signals were read, too.
     """
 
     policy: str
     config_hash: str
     weights_hash: str
     recipe: str
+    recipe_hash: str
     cut_layer: int | None
     device: str
     dtype: str
     attention: str
     threads: int
     commit: str
+    signals: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,6 @@ class Bucket:
         """``[R]`` whole calls."""
         return np.sum(list(self.samples_ms.values()), axis=0)
 
-    def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Stage -> milliseconds of one call, drawn with all its stages together."""
-        number = int(rng.integers(self.rounds))
-        return {stage: float(times[number]) for stage, times in self.samples_ms.items()}
-
     def summary(self) -> dict[str, dict[str, float]]:
         """Stage, and ``total`` -> median, percentiles and jitter (99th percentile less median)."""
         return {
@@ -105,6 +106,7 @@ class Profile:
         visual_tokens: of an uncut call.
         buckets: dense first, then most tokens first.
         scaled_by: constant by which all times were multiplied; 1.0 as measured.
+        chunk_rows: actions in a chunk; 0 if not known.
     """
 
     subject: Subject
@@ -112,6 +114,7 @@ class Profile:
     visual_tokens: int
     buckets: tuple[Bucket, ...]
     scaled_by: float = 1.0
+    chunk_rows: int = 0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -174,7 +177,7 @@ class Profile:
         """
         if commit not in ("warn", "refuse"):
             raise ConfigError(f"profile: commit {commit!r} is unknown; choose warn or refuse.")
-        same = ["policy", "config_hash", "weights_hash", "recipe", "cut_layer"]
+        same = ["policy", "config_hash", "weights_hash", "recipe", "recipe_hash", "cut_layer"]
         same += [] if other_device else ["device", "dtype", "attention", "threads"]
         for name in same:
             ours, theirs = getattr(self.subject, name), getattr(now, name)
@@ -185,7 +188,8 @@ class Profile:
                     "run; profile that"
                     + (", or say that the profile stands for another device." if own else ".")
                 )
-        if self.subject.commit == now.commit:
+        # Two trees with changes at one commit need not have the same ones.
+        if self.subject.commit == now.commit and not now.commit.endswith(CHANGES):
             return ()
         said = (
             f"profile: it was measured at commit {self.subject.commit}, this is {now.commit}; "
@@ -205,10 +209,11 @@ class Profile:
             "visual_tokens": self.visual_tokens,
             "stages": list(self.stages),
             "scaled_by": self.scaled_by,
+            "chunk_rows": self.chunk_rows,
             "buckets": buckets,
             **more,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        writable(path)
         partial = path.with_name(path.name + ".part")
         partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -242,11 +247,34 @@ class Profile:
         return profile
 
 
+def writable(path: Path) -> None:
+    """Make the folder of a profile that is to be written.
+
+    Raises:
+        ConfigError: the path is a folder, or lies below a file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"profile {path}: its folder cannot be made: {error}.") from error
+    if path.is_dir():
+        raise ConfigError(f"profile {path}: this is a folder; name a file in it.")
+
+
+def recipe_hash(name: str) -> str:
+    """Of the contents of a recipe's file, whatever it is called."""
+    data = config.load(name, kind="recipe")
+    told = json.dumps({k: v for k, v in data.items() if k != "name"}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+CHANGES = "+changes"  # end of the commit of a tree with changes, see `vla_prune.report.commit`
 _WORDS = {
     "policy": "policy",
     "config_hash": "a policy config whose hash is",
     "weights_hash": "weights whose hash is",
     "recipe": "recipe",
+    "recipe_hash": "a recipe whose hash is",
     "cut_layer": "cut layer",
     "device": "device",
     "dtype": "dtype",
@@ -283,7 +311,12 @@ def _parsed(where: str, data: Any) -> Profile:
         subject = Subject(**{f.name: data["subject"][f.name] for f in fields(Subject)})
         buckets = tuple(_bucket(where, entry, data["stages"]) for entry in data["buckets"])
         profile = Profile(
-            subject, data["machine"], int(data["visual_tokens"]), buckets, data["scaled_by"]
+            subject,
+            data["machine"],
+            int(data["visual_tokens"]),
+            buckets,
+            data["scaled_by"],
+            int(data["chunk_rows"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(

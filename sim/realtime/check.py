@@ -1,0 +1,49 @@
+"""All that a real-time table can be refused for, before its first episode. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from vla_prune_sim.realtime.pilot import make_pilot
+from vla_prune_sim.realtime.profiles import checked
+
+from vla_prune.build import build_adapter
+from vla_prune.errors import ConfigError
+from vla_prune.tune.controller import SCORE_SIGNALS
+
+if TYPE_CHECKING:
+    from vla_prune_sim.rollout import Episode, RunConfig
+
+
+def check(config: RunConfig, todo: Sequence[Episode]) -> None:
+    """Read every profile that these episodes need, and build every controller once.
+
+    Raises:
+        MissingError: a profile is not there.
+        ConfigError: one is of something else, lacks a budget, or a controller cannot be built.
+    """
+    realtime = config.realtime
+    if realtime.latency != "profile":
+        return
+    torch.set_num_threads(config.threads)
+    played = [episode for episode in todo if not episode.row.driver]
+    for suite in dict.fromkeys(episode.suite for episode in played):
+        rounds = checked(config, suite, build_adapter(config.suites[suite].policy))
+        for episode in played:
+            if episode.suite != suite:
+                continue
+            row = episode.row
+            rounds.of(row.recipe, realtime.charged_as)
+            if row.controller:
+                pilot = make_pilot(
+                    realtime.for_row(row), rounds, realtime.setting(episode.setting)
+                )
+                if pilot.reads_signals and not rounds.signals:
+                    raise ConfigError(
+                        f"realtime: controller: {' and '.join(SCORE_SIGNALS)} cost time, and the "
+                        "profile was measured without them; profile with --signals."
+                    )
+            elif row.keep_ratio != 1.0:
+                rounds.at(row.keep_ratio)
