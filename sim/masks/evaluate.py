@@ -1,8 +1,11 @@
 """How well scores find foreground tokens, on demonstrations that nobody was trained on.
 
-Each row is one scorer in one domain: ours, its ablations where their weights are there, and scores
-that need no training. All see the same frames, and all tokens: nothing is cut before a scorer has
-looked. Precision is within a policy call, over all its cameras, because there tokens compete.
+Each row is one scorer in one domain: ours, its ablations where their weights are there, scores
+that need no training, and ``position_prior``: how often each place was foreground in the
+demonstrations of training, which sees no image. Attention is read at every layer that a cut can
+follow, a row each (``received_attention@0``). All see the same frames, and all tokens: nothing is
+cut before a scorer has looked. Precision is within a policy call, over all its cameras, because
+there tokens compete.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from vla_prune_sim.train.frames import FrameSet
+from vla_prune_sim.train.frames import FrameSet, patch_labels
 
 from vla_prune import config, report
 from vla_prune.adapters.base import Adapter
@@ -25,12 +28,19 @@ from vla_prune.adapters.encoder import EncoderSpec
 from vla_prune.budgets import ConstantBudget
 from vla_prune.build import build_adapter
 from vla_prune.draw import views_side_by_side
-from vla_prune.errors import ConfigError, MissingError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError
 from vla_prune.policy import attach
 from vla_prune.pruner import Cut, Pruner
-from vla_prune.recon.frames import BACKGROUND, FOREGROUND, IGNORE
-from vla_prune.recon.metrics import average_precision, recall_at
-from vla_prune.scorers import ForegroundScorer, NormScorer, RandomScorer, Scorer, SemanticScorer
+from vla_prune.recon.frames import BACKGROUND, FOREGROUND, IGNORE, class_kinds
+from vla_prune.recon.metrics import precisions, recall_at
+from vla_prune.scorers import (
+    ForegroundScorer,
+    GridScorer,
+    NormScorer,
+    RandomScorer,
+    Scorer,
+    SemanticScorer,
+)
 from vla_prune.selectors import SELECTORS
 from vla_prune.tokens import TokenView
 from vla_prune.types import Observation
@@ -43,7 +53,8 @@ ATTENTION = {
     "text_attention": "prompt",
     "last_row_attention": "last",
 }
-FREE = ("random", "norm", "text_similarity", *ATTENTION)  # rows that need no training
+FREE = ("random", "grid", "norm", "text_similarity", *ATTENTION)  # rows that need no training
+PRIOR = "position_prior"
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,6 @@ class DomainConfig:
         demos: folder of demonstrations.
         foreground: patch classes that are foreground.
         ignore: patch classes that are not counted.
-        layer: decoder site whose attention is read, one layer before it.
         trained: row name -> weights of a reconstructor; None takes the shipped ones.
     """
 
@@ -63,8 +73,16 @@ class DomainConfig:
     demos: str
     foreground: tuple[str, ...]
     ignore: tuple[str, ...] = ()
-    layer: int = 2
     trained: Mapping[str, str | None] = field(default_factory=lambda: {OURS: None})
+
+    def __post_init__(self) -> None:
+        """Refuse names of trained rows that other rows have."""
+        for name in self.trained:
+            if name in (*FREE, PRIOR):
+                raise ConfigError(
+                    f"masks evaluate: a trained row is called {name!r}, as a row without training "
+                    "is; give it another name."
+                )
 
 
 @dataclass(frozen=True)
@@ -85,13 +103,25 @@ class EvaluateConfig:
     frames: int = 300
     shares: tuple[float, ...] = (0.125, 0.25, 0.5)
 
+    def __post_init__(self) -> None:
+        """Refuse what leaves nothing to tell."""
+        if not self.domains:
+            raise ConfigError("masks evaluate: 'domains' names none; give at least one.")
+        if self.frames < 1:
+            raise ConfigError(f"masks evaluate: frames is {self.frames}; give 1 or more.")
+        for share in self.shares:
+            if not 0.0 < share <= 1.0:
+                raise ConfigError(
+                    f"masks evaluate: shares has {share}; a share of the tokens is in (0, 1]."
+                )
+
 
 def load(name: str, overrides: Sequence[str] = ()) -> EvaluateConfig:
     """From a YAML file."""
     data = config.load(name, overrides, kind="run")
     config.check_keys(name, EvaluateConfig, data)
     domains = {}
-    for domain, part in data["domains"].items():
+    for domain, part in (data["domains"] or {}).items():
         config.check_keys(f"{name}: domains.{domain}", DomainConfig, part)
         domains[domain] = DomainConfig(**part)
     return EvaluateConfig(**(data | {"domains": domains}))
@@ -139,16 +169,17 @@ class Domain:
 
 def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None) -> dict[str, Any]:
     """All domains; writes results and figure, and returns the results."""
-    rows, left_out, pictures, encoders = [], [], [], {}
+    rows, left_out, pictures, encoders, bars = [], [], [], {}, {}
     for number, (name, domain) in enumerate(settings.domains.items()):
         seen = score_domain(name, domain, settings.frames)
         left_out += seen.left_out
         encoders[name] = seen.adapter.encoder().fingerprint
-        made = [
-            _row(name, scorer, scores, seen.labels, settings.shares)
+        found = {row: precisions(scores, seen.labels) for row, scores in seen.scores.items()}
+        rows += [
+            _row(name, scorer, found[scorer], scores, seen.labels, settings.shares)
             for scorer, scores in seen.scores.items()
         ]
-        rows += made
+        bars[name] = _bar(found)
         pictures.append(panels(seen))
         if update:
             update((number + 1) / len(settings.domains))
@@ -158,7 +189,7 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
         "encoders": encoders,
         "rows": rows,
         "left_out": left_out,
-        "bars": {name: _bar([r for r in rows if r["domain"] == name]) for name in encoders},
+        "bars": bars,
     }
     report_file = Path(settings.results)
     report_file.parent.mkdir(parents=True, exist_ok=True)
@@ -173,27 +204,37 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
 def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
     """Every row's scores on the same frames."""
     adapter = build_adapter(domain.policy)
-    observations, labels = _frames(name, domain, frames)
+    observations, labels, prior = _frames(name, domain, frames)
     if labels.shape[1] != adapter.layout.total:
         raise ConfigError(
             f"{name}: demonstrations label {labels.shape[1]} patches of a policy call, "
             f"{domain.policy} has {adapter.layout.total} tokens; name the policy of these "
             "demonstrations."
         )
-    early: dict[str, Scorer] = {"random": RandomScorer(), "norm": NormScorer()}
+    early: dict[str, Scorer] = {
+        "random": RandomScorer(),
+        "grid": GridScorer(),
+        "norm": NormScorer(),
+    }
     left_out = []
     for row, weights in domain.trained.items():
         try:
             early[row] = _trained(weights, adapter)
         except MissingError as error:
             left_out.append(f"{name}: row {row!r} is left out: {error}")
-    late = {row: SemanticScorer(rows) for row, rows in ATTENTION.items()}
+    last = sum(site.name.startswith("decoder.") for site in adapter.sites())
+    late = {
+        f"{row}@{layer}": SemanticScorer(rows, layer=layer)
+        for row, rows in ATTENTION.items()
+        for layer in range(last)
+    }
     tap = _look(adapter, "projector", early, observations)
     scores = {row: torch.cat(parts) for row, parts in tap.seen.items()}
     if hasattr(adapter, "word_embeddings"):
         scores["text_similarity"] = _similarity(adapter, tap.features, observations)
-    tap = _look(adapter, f"decoder.{domain.layer}", late, observations)
+    tap = _look(adapter, f"decoder.{last}", late, observations)
     scores |= {row: torch.cat(parts) for row, parts in tap.seen.items()}
+    scores[PRIOR] = prior.expand(len(labels), -1)
     return Domain(scores, labels, observations, adapter, left_out)
 
 
@@ -235,18 +276,16 @@ def _similarity(adapter: Any, features: list[Tensor], observations: list[Observa
     return torch.cat(found)
 
 
-def _frames(name: str, domain: DomainConfig, frames: int) -> tuple[list[Observation], Tensor]:
+def _frames(
+    name: str, domain: DomainConfig, frames: int
+) -> tuple[list[Observation], Tensor, Tensor]:
+    """Policy calls, labels ``[F, N]``, and places' share of foreground in training ``[N]``."""
     held = FrameSet(domain.demos, held_out=True)
     if not len(held):
         raise MissingError(
             f"{name}: {domain.demos} has no held-out demonstrations; make more of them."
         )
-    kinds = np.full(len(held.classes), BACKGROUND, np.uint8)
-    for kind, names in ((FOREGROUND, domain.foreground), (IGNORE, domain.ignore)):
-        for one in names:
-            if one not in held.classes:
-                raise did_you_mean(f"domains.{name}", "patch class", one, held.classes)
-            kinds[held.classes.index(one)] = kind
+    kinds = class_kinds(f"domains.{name}", held.classes, domain.foreground, domain.ignore)
     picks = np.unique(np.linspace(0, len(held) - 1, min(frames, len(held))).round().astype(int))
     observations = [
         Observation(
@@ -257,17 +296,29 @@ def _frames(name: str, domain: DomainConfig, frames: int) -> tuple[list[Observat
         for i in picks
     ]
     labels = np.stack([kinds[held.rows[i][2]] for i in picks])
-    return observations, torch.from_numpy(labels)
+    if not ((labels == FOREGROUND).any(1) & (labels == BACKGROUND).any(1)).any():
+        raise ConfigError(
+            f"domains.{name}: no frame shows both foreground and background, so there is nothing "
+            f"to find; the classes are {', '.join(held.classes)}."
+        )
+    seen = np.concatenate([kinds[part] for part in patch_labels(domain.demos, held_out=False)])
+    shares = (seen == FOREGROUND).sum(0) / np.maximum((seen != IGNORE).sum(0), 1)
+    return observations, torch.from_numpy(labels), torch.from_numpy(shares).float()
 
 
 def _row(
-    domain: str, scorer: str, scores: Tensor, labels: Tensor, shares: Sequence[float]
+    domain: str,
+    scorer: str,
+    precision: np.ndarray,
+    scores: Tensor,
+    labels: Tensor,
+    shares: Sequence[float],
 ) -> dict[str, Any]:
     recalls = {f"{share:g}": recall_at(scores, labels, share) for share in shares}
     return {
         "domain": domain,
         "scorer": scorer,
-        "average_precision": average_precision(scores, labels),
+        "average_precision": float(np.nanmean(precision)),
         "recall_at_k": {share: recall for share, (recall, _) in recalls.items()},
         "best_recall_at_k": {share: best for share, (_, best) in recalls.items()},
         "frames": len(labels),
@@ -275,15 +326,27 @@ def _row(
     }
 
 
-def _bar(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ours against the best score that needs no training: the share of its error that is left."""
-    precision = {row["scorer"]: row["average_precision"] for row in rows}
-    free = {name: value for name, value in precision.items() if name in FREE}
-    best = max(free, key=free.get)
-    error = 1.0 - free[best]
-    ours = precision.get(OURS)
-    left = None if ours is None or error <= 0 else (1.0 - ours) / error
-    return {"best_free": best, "best_free_ap": free[best], "ours": ours, "error_left": left}
+def _bar(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Ours against what needs no training, and against what sees no image.
+
+    Args:
+        found: row -> precision of every frame ``[F]``.
+
+    Returns:
+        The best score without training (attention at its best layer), the share of its error that
+        ours leaves, and how much more than ``position_prior`` ours finds, paired over frames.
+    """
+    means = {row: float(np.nanmean(values)) for row, values in found.items()}
+    best = max((row for row in means if row.partition("@")[0] in FREE), key=means.get)
+    told = {"best_free": best, "best_free_ap": means[best], "ours": means.get(OURS)}
+    told |= {PRIOR: means[PRIOR], "error_left": None}
+    if OURS not in found:
+        return told
+    counted = ~np.isnan(found[OURS])
+    difference, interval = report.paired_interval(found[OURS][counted], found[PRIOR][counted])
+    if means[best] < 1.0:
+        told["error_left"] = (1.0 - means[OURS]) / (1.0 - means[best])
+    return told | {"over_position_prior": difference, "over_position_prior_ci": list(interval)}
 
 
 def panels(domain: Domain, scale: int = 2) -> np.ndarray:

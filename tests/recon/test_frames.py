@@ -98,6 +98,9 @@ def test_demonstrations_that_do_not_fit_are_refused(demos: Path, tmp_path: Path)
         examples(DataConfig(str(demos), foreground=("things",)), ENCODER, False)
     with pytest.raises(ConfigError, match="'foreground' names no patch class"):
         examples(DataConfig(str(demos)), ENCODER, False)
+    twice = DataConfig(str(demos), foreground=("thing",), ignore=("thing",))
+    with pytest.raises(ConfigError, match="'thing' is foreground and ignored"):
+        examples(twice, ENCODER, False)
     with pytest.raises(MissingError, match="no frames to train on"):
         examples(DataConfig(str(tmp_path), foreground=("thing",)), ENCODER, False)
     data, large = DataConfig(str(demos), foreground=("thing",)), replace(ENCODER, rows=8)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("h5py")
@@ -17,8 +18,11 @@ from vla_prune_sim.masks import evaluate as evaluating
 from vla_prune_sim.masks.folder import folder_entries
 from vla_prune_sim.masks.index import Entry, write_index
 
-from tests.recon.conftest import tiny_adapter, write_demos
+from tests.models import tiny
+from tests.recon.conftest import write_demos
+from vla_prune.adapters.openvla import OpenVLAAdapter, hashed_words
 from vla_prune.errors import ConfigError, MissingError, ShapeError
+from vla_prune.models import OpenVLA
 from vla_prune.recon.checkpoint import save_reconstructor
 from vla_prune.recon.model import ReconConfig, ReconPruner
 
@@ -166,31 +170,47 @@ def test_libero_masks_agree_with_the_patch_labels(open_env):
 # --- who finds them ----------------------------------------------------------------------------
 
 
-def test_evaluation_writes_rows_bars_and_a_picture(tmp_path: Path, monkeypatch):
+ATTENTION = {f"{name}@{layer}" for name in evaluating.ATTENTION for layer in (0, 1)}
+UNTRAINED = {"random", "grid", "norm", "text_similarity", *ATTENTION}
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path, monkeypatch):
+    """``evaluation(changes, **domain's)``: settings of a policy of three layers."""
     demos = write_demos(tmp_path / "demos")
-    adapter = tiny_adapter()
+    torch.manual_seed(0)
+    llm = {**tiny.POCKET.llm, "num_hidden_layers": 3}
+    adapter = OpenVLAAdapter(OpenVLA(replace(tiny.POCKET, llm=llm)), hashed_words)
     pruner = ReconPruner(ReconConfig(16, ffn=24, heads=2, kv_heads=1))
     save_reconstructor(tmp_path / "recon", pruner, adapter.encoder())
     monkeypatch.setattr(evaluating, "build_adapter", lambda name: adapter)
-    domain = {
-        "policy": "tiny",
-        "demos": str(demos),
-        "foreground": ["thing"],
-        "ignore": ["other"],
-        "layer": 1,
-        "trained": {"foreground": str(tmp_path / "recon"), "mask_head": str(tmp_path / "none")},
-    }
-    written = {
-        "domains": {"tiny": domain},
-        "results": str(tmp_path / "r.json"),
-        "figure": str(tmp_path / "f.png"),
-        "frames": 4,
-    }
-    (tmp_path / "run.yaml").write_text(json.dumps(written))
-    document = evaluating.run(evaluating.load(str(tmp_path / "run.yaml")))
+
+    def made(changes: dict | None = None, **domain) -> evaluating.EvaluateConfig:
+        plain = {
+            "policy": "tiny",
+            "demos": str(demos),
+            "foreground": ["thing"],
+            "ignore": ["other"],
+            "trained": {"foreground": str(tmp_path / "recon")},
+        }
+        written = {
+            "domains": {"tiny": plain | domain},
+            "results": str(tmp_path / "r.json"),
+            "figure": str(tmp_path / "f.png"),
+            "frames": 4,
+        }
+        (tmp_path / "run.yaml").write_text(json.dumps(written | (changes or {})))
+        return evaluating.load(str(tmp_path / "run.yaml"))
+
+    return made
+
+
+def test_evaluation_writes_rows_bars_and_a_picture(evaluation, tmp_path: Path):
+    trained = {"foreground": str(tmp_path / "recon"), "mask_head": str(tmp_path / "none")}
+    document = evaluating.run(evaluation(trained=trained))
     assert json.loads((tmp_path / "r.json").read_text()) == document
     found = {row["scorer"]: row for row in document["rows"]}
-    assert set(found) == {"foreground", *evaluating.FREE}
+    assert set(found) == {"foreground", "position_prior", *UNTRAINED}
     assert all(0 <= row["average_precision"] <= 1 for row in found.values())
     for row in found.values():
         for share, recall in row["recall_at_k"].items():
@@ -199,8 +219,64 @@ def test_evaluation_writes_rows_bars_and_a_picture(tmp_path: Path, monkeypatch):
     assert "row 'mask_head' is left out" in document["left_out"][0]
     bar = document["bars"]["tiny"]
     assert bar["ours"] == found["foreground"]["average_precision"]
-    assert bar["best_free_ap"] == max(found[n]["average_precision"] for n in evaluating.FREE)
+    assert bar["best_free_ap"] == max(found[n]["average_precision"] for n in UNTRAINED)
+    assert found[bar["best_free"]]["average_precision"] == bar["best_free_ap"]
+    assert bar["over_position_prior"] == pytest.approx(
+        bar["ours"] - found["position_prior"]["average_precision"]
+    )
+    low, high = bar["over_position_prior_ci"]
+    assert low <= bar["over_position_prior"] <= high
     assert Image.open(tmp_path / "f.png").size[1] > 4 * 2 * 48
+
+
+def test_the_layer_that_finds_most_sets_the_bar():
+    """Of a score that is good at one layer and bad at another, the good one counts."""
+    found = {
+        "foreground": np.array([1.0, 0.9]),
+        "position_prior": np.array([0.8, 0.7]),
+        "received_attention@0": np.array([0.95, 0.85]),
+        "received_attention@1": np.array([0.3, 0.5]),
+        "mask_head": np.array([1.0, 1.0]),
+    }
+    bar = evaluating._bar(found)
+    assert (bar["best_free"], bar["best_free_ap"]) == ("received_attention@0", pytest.approx(0.9))
+    assert bar["error_left"] == pytest.approx(0.5)
+    assert bar["over_position_prior"] == pytest.approx(0.2)
+
+
+def test_the_position_prior_is_the_mean_label_of_the_training_demonstrations(evaluation):
+    settings = evaluation()
+    seen = evaluating.score_domain("tiny", settings.domains["tiny"], 4)
+    import h5py
+
+    with h5py.File(next(Path(settings.domains["tiny"].demos).glob("*.hdf5")), "r") as file:
+        trained = [d["aux/patches"][()] for d in file["data"].values() if d.attrs["seed"] != 6]
+    patches = np.concatenate(trained).reshape(-1, 32)
+    expected = (patches == 1).sum(0) / (patches != 2).sum(0)
+    prior = seen.scores["position_prior"]
+    assert prior.shape == seen.labels.shape
+    assert prior[0].tolist() == prior[-1].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "domain", "said"),
+    [
+        ({"domains": None}, {}, "'domains' names none"),
+        ({"domains": {}}, {}, "'domains' names none"),
+        ({"frames": 0}, {}, "frames is 0; give 1 or more"),
+        ({"shares": [2]}, {}, r"shares has 2; a share of the tokens is in \(0, 1\]"),
+        ({}, {"trained": {"random": None}}, "a trained row is called 'random'"),
+        (
+            {},
+            {"foreground": ["thing", "background", "other"], "ignore": []},
+            "no frame shows both",
+        ),
+        ({}, {"ignore": ["thing"]}, "'thing' is foreground and ignored"),
+    ],
+)
+def test_evaluations_that_tell_nothing_are_refused(evaluation, changes, domain, said: str):
+    with pytest.raises(ConfigError, match=said):
+        evaluating.run(evaluation(changes, **domain))
 
 
 def test_the_shipped_evaluation_loads():

@@ -22,7 +22,7 @@ from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
 
 BACKGROUND, FOREGROUND, IGNORE = 0, 1, 2
 INKS = {0: BACKGROUND, 255: FOREGROUND, 128: IGNORE}  # grey values of mask files
-KEYS = {"wrist": "eye_in_hand_rgb"}  # datasets of demonstrations that are not called as their view
+DATASETS = {"wrist": "eye_in_hand_rgb"}  # of demonstrations, where not called as their view
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,37 @@ def read(found: Sequence[Any], data: DataConfig, encoder: EncoderSpec) -> Iterat
             yield _from_files(row, data, encoder)
     else:
         yield from _from_demonstrations(found, data, encoder)
+
+
+def class_kinds(
+    where: str, classes: Sequence[str], foreground: Sequence[str], ignore: Sequence[str]
+) -> np.ndarray:
+    """What each patch class of demonstrations counts as: ``[C]`` uint8.
+
+    Args:
+        where: for messages.
+        classes: names, in the order of the labels.
+        foreground: names of those that are foreground.
+        ignore: names of those that are not counted; all others are background.
+
+    Raises:
+        ConfigError: no foreground, an unknown name, or one that is both.
+    """
+    if not foreground:
+        raise ConfigError(
+            f"{where}: 'foreground' names no patch class; choose among {', '.join(classes)}."
+        )
+    kinds = np.full(len(classes), BACKGROUND, np.uint8)
+    for kind, names in ((FOREGROUND, foreground), (IGNORE, ignore)):
+        for name in names:
+            if name not in classes:
+                raise did_you_mean(where, "patch class", name, classes)
+            kinds[list(classes).index(name)] = kind
+    if both := sorted(set(foreground) & set(ignore)):
+        raise ConfigError(
+            f"{where}: {both[0]!r} is foreground and ignored; leave it in one of the two."
+        )
+    return kinds
 
 
 def token_labels(mask: np.ndarray, rows: int, cols: int, least_share: float) -> np.ndarray:
@@ -196,7 +227,7 @@ def _indexed(source: Path, held_out: bool) -> list[dict]:
                 "'vla-prune masks make'."
             ) from error
         image, mask = (f if f.is_absolute() else path.parent / f for f in files)
-        if _is_held_out(str(row.get("group", row["image"]))) == held_out:
+        if is_held_out(str(row.get("group", row["image"]))) == held_out:
             rows.append({"image": image, "mask": mask})
     return rows
 
@@ -220,16 +251,9 @@ def _demonstrated(source: Path, data: DataConfig, held_out: bool) -> list[tuple]
         with _hdf5(path) as file:
             about = file["data"].attrs
             classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
-            if not data.foreground:
-                raise ConfigError(
-                    f"recon data: 'foreground' names no patch class; choose among "
-                    f"{', '.join(classes)}."
-                )
-            for name in (*data.foreground, *data.ignore):
-                if name not in classes:
-                    raise did_you_mean(str(path), "patch class", name, classes)
+            class_kinds(str(path), classes, data.foreground, data.ignore)
             for name, demo in file["data"].items():
-                if _is_held_out(str(int(demo.attrs["seed"]))) == held_out:
+                if is_held_out(str(int(demo.attrs["seed"]))) == held_out:
                     count = len(demo["frame_index"])
                     found += [(path, name, f, v) for f in range(count) for v in range(len(views))]
     return found
@@ -247,9 +271,7 @@ def _from_demonstrations(
                 file, opened = _hdf5(path), path
                 about = file["data"].attrs
                 classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
-                kinds = np.full(len(classes), BACKGROUND, np.uint8)
-                kinds[[classes.index(n) for n in data.foreground]] = FOREGROUND
-                kinds[[classes.index(n) for n in data.ignore]] = IGNORE
+                kinds = class_kinds(str(path), classes, data.foreground, data.ignore)
             demo, camera = file["data"][name], views[view]
             patches = kinds[demo["aux/patches"][frame, view]]
             if patches.shape != (encoder.rows, encoder.cols):
@@ -258,7 +280,7 @@ def _from_demonstrations(
                     f"encoder has {encoder.rows} x {encoder.cols} tokens; make pixel masks with "
                     "'vla-prune masks make' and train on those."
                 )
-            picture = demo[f"obs/{KEYS.get(camera, f'{camera}_rgb')}"][frame]
+            picture = demo[f"obs/{dataset(camera)}"][frame]
             mask = patches.repeat(encoder.patch, axis=0).repeat(encoder.patch, axis=1)
             yield Example(picture, mask, patches.reshape(-1))
     finally:
@@ -274,5 +296,11 @@ def _hdf5(path: Path) -> Any:
     return h5py.File(path, "r")
 
 
-def _is_held_out(group: str) -> bool:
+def dataset(view: str) -> str:
+    """The dataset below ``obs`` that holds a view's pictures."""
+    return DATASETS.get(view, f"{view}_rgb")
+
+
+def is_held_out(group: str) -> bool:
+    """Whether a demonstration (its seed) or scene is kept from training: about every tenth."""
     return crc32(group.encode()) % 10 == 0
