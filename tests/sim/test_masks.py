@@ -167,6 +167,31 @@ def test_libero_masks_agree_with_the_patch_labels(open_env):
     assert alone.sum() < everything.sum()
 
 
+@pytest.mark.libero
+@pytest.mark.parametrize("view", ["agentview", "wrist"])
+def test_the_gripper_is_in_the_libero_masks_as_single_rays_see_it(open_env, view: str):
+    import mujoco
+    from vla_prune_sim.libero.env import VIEWS
+    from vla_prune_sim.masks.libero import segments
+
+    env = open_env("libero_object", 0, look="fast", images=False)
+    env.reset(seed=0, options={"init": 0})
+    scene, camera, size = env.scene(), VIEWS[view], 24
+    model, data, geom = scene.model, scene.data, np.empty(1, np.int32)
+    cam = model.camera(camera).id
+    half, axes = np.tan(np.radians(model.cam_fovy[cam]) / 2), data.cam_xmat[cam].reshape(3, 3)
+    drawn, eye = np.array([0, 1, 0, 0, 0, 0], np.uint8), data.cam_xpos[cam].copy()
+    expected = np.full((size, size), "", object)
+    for row, y in enumerate(np.linspace(1, -1, 2 * size + 1)[1::2]):
+        for col, x in enumerate(np.linspace(-1, 1, 2 * size + 1)[1::2]):
+            ray = axes @ np.array([x * half, y * half, -1.0])
+            if mujoco.mj_ray(model, data, eye, ray, drawn, 1, -1, geom) >= 0:
+                expected[row, col] = scene.geom_owner[geom[0]]
+    owners = segments(scene, camera, size)
+    assert np.array_equal(owners, expected)
+    assert (owners == "robot").mean() > (0.15 if view == "wrist" else 0.02)
+
+
 # --- who finds them ----------------------------------------------------------------------------
 
 
