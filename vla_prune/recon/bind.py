@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from vla_prune.pruner import Pruner
 from vla_prune.scorers.foreground import ForegroundScorer
+from vla_prune.tokens import TokenLayout
 
 RANDOM = "random"
 
@@ -45,6 +46,26 @@ def bind(pruners: Sequence[Pruner], adapter: Any) -> tuple[Pruner, ...]:
         cuts = tuple(replace(c, scorers=tuple(map(bound, c.scorers))) for c in pruner.cuts)
         made.append(replace(pruner, cuts=cuts) if loaded else pruner)
     return tuple(made)
+
+
+def scoring_macs(pruner: Pruner, layout: TokenLayout, kept: Mapping[str, int]) -> float:
+    """Multiply-accumulates that a call's foreground networks take beside the language model.
+
+    Args:
+        pruner: that :func:`bind` made ready; a network that came with the tokens costs nothing.
+        layout: of the model.
+        kept: site -> visual tokens that stay. A cut that keeps all asks no scorer.
+    """
+    from vla_prune.recon.model import ReconPruner, recon_macs
+
+    networks = [
+        scorer.network
+        for cut in pruner.cuts
+        if kept.get(cut.site, layout.total) < layout.total
+        for scorer in cut.scorers
+        if isinstance(scorer, ForegroundScorer) and isinstance(scorer.network, ReconPruner)
+    ]
+    return sum(recon_macs(n.config, layout.total, len(layout.views)) for n in networks)
 
 
 def load_network(weights: str | None, adapter: Any) -> torch.nn.Module:
