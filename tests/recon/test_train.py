@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ pytest.importorskip("pytorch_msssim")
 from accelerate.state import AcceleratorState
 
 from vla_prune.errors import CheckpointError, ConfigError, ShapeError
+from vla_prune.recon.cache import Cached
 from vla_prune.recon.checkpoint import load_reconstructor
 from vla_prune.recon.train import Trainer, train
 
-from .conftest import tiny_adapter
+from .conftest import tiny_adapter, write_demos
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +123,38 @@ def test_a_cache_of_another_encoder_is_refused(settings, adapter, tmp_path: Path
     train(settings(tmp_path), adapter)
     with pytest.raises(CheckpointError, match=r"encoder\.fingerprint .* name another 'cache'"):
         train(settings(tmp_path / "b"), tiny_adapter(seed=1))
+
+
+def test_a_cache_of_other_frames_is_refused(settings, adapter, tmp_path: Path):
+    """Demonstrations that came later are not mixed with, nor hidden by, those of before."""
+    demos = write_demos(tmp_path / "demos")
+    data = {"source": str(demos), "foreground": ["thing"], "ignore": ["other"]}
+    changes = {"data": data, "cache": str(tmp_path / "cache")}
+    train(settings(tmp_path / "a", steps=1, **changes), adapter)
+    copy(demos / "shard.hdf5", demos / "shard_b.hdf5")
+    with pytest.raises(CheckpointError, match=r"of frames\.train .* name another 'cache'"):
+        train(settings(tmp_path / "b", **changes), adapter)
+    changes["cache"] = str(tmp_path / "cache_b")
+    with pytest.raises(CheckpointError, match=r"a training with frames .* name another 'out'"):
+        train(settings(tmp_path / "a", steps=2, **changes), adapter)
+
+
+def test_only_the_shards_of_the_chosen_frames_are_read(settings, adapter, tmp_path: Path):
+    changes = {"cache": str(tmp_path / "cache")}
+    trainer = Trainer(settings(tmp_path / "a", **changes), adapter, lambda *_: None)
+    shard = tmp_path / "cache" / "train" / "00000.safetensors"
+    copy(shard, shard.with_name("00001.safetensors"))
+    assert len(Cached(tmp_path / "cache", "train")) == len(trainer.frames) == 24
+
+
+@pytest.mark.parametrize("name", ["a/resume.safetensors", "cache/train/00000.safetensors"])
+def test_torn_files_are_named(settings, adapter, tmp_path: Path, name: str):
+    config = settings(tmp_path / "a", steps=1, cache=str(tmp_path / "cache"))
+    train(config, adapter)
+    torn = tmp_path / name
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"{torn.name} is no whole safetensors file"):
+        train(config, adapter)
 
 
 def test_the_hosts_layer_is_copied_where_it_fits(settings, adapter, tmp_path: Path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -95,6 +96,22 @@ def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any
             "that 'vla-prune masks make' wrote."
         )
     return found
+
+
+def chosen_hash(found: Sequence[Any]) -> str:
+    """16 hex digits of which frames :func:`examples` chose, and of their files' sizes and times.
+
+    Another demonstration, another choice or a mask that was made again gives others.
+    """
+    digest, known = sha256(), {}
+    for one in found:
+        for part in one.values() if isinstance(one, dict) else one:
+            if isinstance(part, Path) and part not in known:
+                if not part.is_file():
+                    raise MissingError(f"{part}: this file is missing; get or make it again.")
+                known[part] = (part.stat().st_size, part.stat().st_mtime_ns)
+            digest.update(f"{part} {known.get(part)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def read(found: Sequence[Any], data: DataConfig, encoder: EncoderSpec) -> Iterator[Example]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import cos, pi
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vla_prune import config as configs
 from vla_prune.errors import CheckpointError, ConfigError, MissingError, ShapeError
+from vla_prune.models.checkpoint import open_tensors
 from vla_prune.recon.cache import Cached, build_cache
 from vla_prune.recon.checkpoint import save_reconstructor
 from vla_prune.recon.frames import DataConfig
@@ -144,7 +144,7 @@ class Trainer:
         self.encoder = adapter.encoder()
         model = replace(config.model, hidden=self.encoder.dim)
         with self.accelerator.main_process_first():
-            build_cache(
+            self.chosen = build_cache(
                 Path(config.cache),
                 config.data,
                 adapter,
@@ -271,14 +271,14 @@ class Trainer:
         partial.rename(self.out / RESUME)
 
     def _saved(self) -> str:
-        with safe_open(self.out / RESUME, "pt") as file:
+        with open_tensors(self.out / RESUME) as file:
             return file.metadata()["step"]
 
     def _resume(self) -> None:
         path = self.out / RESUME
         if not path.is_file():
             return
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             self.step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network, state = {}, {}
@@ -295,15 +295,15 @@ class Trainer:
 
     def _check_settings(self) -> None:
         """A folder belongs to one training."""
-        now = json.loads(json.dumps(asdict(self.config)))
+        now = json.loads(json.dumps(asdict(self.config) | {"frames": self.chosen}))
         path = self.out / "settings.json"
         if path.is_file() and (self.out / RESUME).is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
-            for f in fields(TrainConfig):
-                if f.name not in FREE and there.get(f.name) != now[f.name]:
+            for name in now:
+                if name not in FREE and there.get(name) != now[name]:
                     raise CheckpointError(
-                        f"{self.out}: holds a training with {f.name} {there.get(f.name)}, this "
-                        f"one has {now[f.name]}; name another 'out' or delete the folder."
+                        f"{self.out}: holds a training with {name} {there.get(name)}, this one "
+                        f"has {now[name]}; name another 'out' or delete the folder."
                     )
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
