@@ -73,8 +73,8 @@ def exact_entries(scene: Scene) -> Iterator[Entry]:
 
     for number, step in enumerate(scene.keyframes.tolist()):
         for channel in scene.cameras:
-            key = f"{scene.name}__{channel}__{step:04d}"
-            yield Entry(key, channel, scene.name, maker(channel, number, step))
+            key, frame = f"{scene.name}__{channel}__{step:04d}", f"{scene.name}__{step:04d}"
+            yield Entry(key, channel, scene.name, frame, maker(channel, number, step))
 
 
 _last: list[tuple[Scene, tuple[int, int], Renderer]] = []
@@ -116,8 +116,9 @@ def annotated_entries(root: Path, version: str) -> Iterator[Entry]:
             sample = tables.get("sample", token)
             for channel in CAMERAS:
                 key = f"{scene['name']}__{channel}__{number:04d}"
+                frame = f"{scene['name']}__{number:04d}"
                 maker = _annotated(tables, root, location, sample["data"][channel])
-                yield Entry(key, channel, scene["name"], maker)
+                yield Entry(key, channel, scene["name"], frame, maker)
             token, number = sample["next"], number + 1
 
 

@@ -1,8 +1,8 @@
-"""How well scores find foreground tokens, on demonstrations that nobody was trained on.
+"""How well scores find foreground tokens, on frames that nobody was trained on.
 
 Each row is one scorer in one domain: ours, its ablations where their weights are there, scores
-that need no training, and ``position_prior``: how often each place was foreground in the
-demonstrations of training, which sees no image. Attention is read at every layer that a cut can
+that need no training, and ``position_prior``: how often each place was foreground in the frames
+of training, which sees no image. Attention is read at every layer that a cut can
 follow, a row each (``received_attention@0``). All see the same frames, and all tokens: nothing is
 cut before a scorer has looked. Precision is within a policy call, over all its cameras, because
 there tokens compete.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,16 @@ from vla_prune.draw import views_side_by_side
 from vla_prune.errors import ConfigError, MissingError
 from vla_prune.policy import attach
 from vla_prune.pruner import Cut, Pruner
-from vla_prune.recon.frames import BACKGROUND, FOREGROUND, IGNORE, class_kinds
+from vla_prune.recon.frames import (
+    BACKGROUND,
+    FOREGROUND,
+    IGNORE,
+    class_kinds,
+    index_rows,
+    read_mask,
+    read_picture,
+    token_labels,
+)
 from vla_prune.recon.metrics import precisions, recall_at
 from vla_prune.scorers import (
     ForegroundScorer,
@@ -59,24 +68,48 @@ PRIOR = "position_prior"
 
 @dataclass(frozen=True)
 class DomainConfig:
-    """One policy and its demonstrations.
+    """One policy, and labelled frames: its demonstrations, or an index of masks.
 
     Attributes:
         policy: of ``configs/policy``.
-        demos: folder of demonstrations.
+        demos: folder of demonstrations, whose patches bring their classes.
         foreground: patch classes that are foreground.
         ignore: patch classes that are not counted.
+        index: what ``vla-prune masks make`` wrote, in the place of demonstrations; cameras are
+            called as the policy's views. The robot's state is not in it, and given as zeros.
+        instruction: what the policy is told on frames of an index.
+        least_share: share of a token's counted pixels from which on it is foreground in an index.
         trained: row name -> weights of a reconstructor; None takes the shipped ones.
     """
 
     policy: str
-    demos: str
-    foreground: tuple[str, ...]
+    demos: str = ""
+    foreground: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    index: str = ""
+    instruction: str = ""
+    least_share: float = 0.5
     trained: Mapping[str, str | None] = field(default_factory=lambda: {OURS: None})
 
     def __post_init__(self) -> None:
-        """Refuse names of trained rows that other rows have."""
+        """Refuse names of trained rows that other rows have, and frames of no or two sources."""
+        if bool(self.demos) == bool(self.index):
+            raise ConfigError(
+                f"masks evaluate: {self.policy} has demos {self.demos!r} and index "
+                f"{self.index!r}; give one of the two."
+            )
+        if self.index and not self.instruction:
+            raise ConfigError(
+                f"masks evaluate: index {self.index!r} holds no instructions; give 'instruction', "
+                "what the policy is told."
+            )
+        unread = ("foreground", "ignore") if self.index else ("instruction",)
+        for name in unread:
+            if getattr(self, name):
+                raise ConfigError(
+                    f"masks evaluate: {name!r} means nothing to "
+                    f"{'an index' if self.index else 'demonstrations'}; leave it out."
+                )
         for name in self.trained:
             if name in (*FREE, PRIOR):
                 raise ConfigError(
@@ -149,6 +182,23 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Held-out frames.
+
+    Attributes:
+        frames: policy calls.
+        labels: ``[F, N]`` uint8 0 background, 1 foreground, 2 ignore.
+        prior: ``[N]`` share of foreground in the frames of training.
+        rule: what makes a token foreground.
+    """
+
+    frames: list[Observation]
+    labels: np.ndarray
+    prior: np.ndarray
+    rule: str
+
+
+@dataclass(frozen=True)
 class Domain:
     """What was seen of one domain.
 
@@ -157,6 +207,7 @@ class Domain:
         labels: ``[F, N]`` 0 background, 1 foreground, 2 ignore.
         frames: the policy calls.
         adapter: of the policy.
+        rule: what makes a token foreground.
         left_out: rows that could not be made, in a sentence each.
     """
 
@@ -164,6 +215,7 @@ class Domain:
     labels: Tensor
     frames: list[Observation]
     adapter: Adapter
+    rule: str
     left_out: list[str]
 
 
@@ -176,7 +228,9 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
         encoders[name] = seen.adapter.encoder().fingerprint
         found = {row: precisions(scores, seen.labels) for row, scores in seen.scores.items()}
         rows += [
-            _row(name, scorer, found[scorer], scores, seen.labels, settings.shares)
+            {"domain": name, "scorer": scorer}
+            | _row(found[scorer], scores, seen.labels, settings.shares)
+            | {"label_rule": seen.rule}
             for scorer, scores in seen.scores.items()
         ]
         bars[name] = _bar(found)
@@ -184,7 +238,7 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
         if update:
             update((number + 1) / len(settings.domains))
     document = report.provenance(RandomScorer().seed) | {
-        "what": "foreground tokens found, within a policy call, on held-out demonstrations",
+        "what": "foreground tokens found, within a policy call, on held-out frames",
         "frames": settings.frames,
         "encoders": encoders,
         "rows": rows,
@@ -204,12 +258,13 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
 def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
     """Every row's scores on the same frames."""
     adapter = build_adapter(domain.policy)
-    observations, labels, prior = _frames(name, domain, frames)
-    if labels.shape[1] != adapter.layout.total:
+    read = _indexed if domain.index else _demonstrated
+    found = read(f"domains.{name}", domain, frames, adapter)
+    observations, labels = found.frames, torch.from_numpy(found.labels)
+    if not ((labels == FOREGROUND).any(1) & (labels == BACKGROUND).any(1)).any():
         raise ConfigError(
-            f"{name}: demonstrations label {labels.shape[1]} patches of a policy call, "
-            f"{domain.policy} has {adapter.layout.total} tokens; name the policy of these "
-            "demonstrations."
+            f"domains.{name}: no frame shows both foreground and background, so there is nothing "
+            f"to find; the labels are {found.rule}."
         )
     early: dict[str, Scorer] = {
         "random": RandomScorer(),
@@ -234,8 +289,8 @@ def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
         scores["text_similarity"] = _similarity(adapter, tap.features, observations)
     tap = _look(adapter, f"decoder.{last}", late, observations)
     scores |= {row: torch.cat(parts) for row, parts in tap.seen.items()}
-    scores[PRIOR] = prior.expand(len(labels), -1)
-    return Domain(scores, labels, observations, adapter, left_out)
+    scores[PRIOR] = torch.from_numpy(found.prior).float().expand(len(labels), -1)
+    return Domain(scores, labels, observations, adapter, found.rule, left_out)
 
 
 def _trained(weights: str | None, adapter: Any) -> ForegroundScorer:
@@ -276,17 +331,14 @@ def _similarity(adapter: Any, features: list[Tensor], observations: list[Observa
     return torch.cat(found)
 
 
-def _frames(
-    name: str, domain: DomainConfig, frames: int
-) -> tuple[list[Observation], Tensor, Tensor]:
-    """Policy calls, labels ``[F, N]``, and places' share of foreground in training ``[N]``."""
+def _demonstrated(where: str, domain: DomainConfig, frames: int, adapter: Adapter) -> Labelled:
     held = FrameSet(domain.demos, held_out=True)
     if not len(held):
         raise MissingError(
-            f"{name}: {domain.demos} has no held-out demonstrations; make more of them."
+            f"{where}: {domain.demos} has no held-out demonstrations; make more of them."
         )
-    kinds = class_kinds(f"domains.{name}", held.classes, domain.foreground, domain.ignore)
-    picks = np.unique(np.linspace(0, len(held) - 1, min(frames, len(held))).round().astype(int))
+    kinds = class_kinds(where, held.classes, domain.foreground, domain.ignore)
+    picks = _spread(len(held), frames)
     observations = [
         Observation(
             dict(zip(held.views, held.images[i], strict=True)),
@@ -296,19 +348,70 @@ def _frames(
         for i in picks
     ]
     labels = np.stack([kinds[held.rows[i][2]] for i in picks])
-    if not ((labels == FOREGROUND).any(1) & (labels == BACKGROUND).any(1)).any():
+    if labels.shape[1] != adapter.layout.total:
         raise ConfigError(
-            f"domains.{name}: no frame shows both foreground and background, so there is nothing "
-            f"to find; the classes are {', '.join(held.classes)}."
+            f"{where}: demonstrations label {labels.shape[1]} patches of a policy call, "
+            f"{domain.policy} has {adapter.layout.total} tokens; name the policy of these "
+            "demonstrations."
         )
     seen = np.concatenate([kinds[part] for part in patch_labels(domain.demos, held_out=False)])
-    shares = (seen == FOREGROUND).sum(0) / np.maximum((seen != IGNORE).sum(0), 1)
-    return observations, torch.from_numpy(labels), torch.from_numpy(shares).float()
+    rule = f"patch classes of demonstrations ({', '.join(held.classes)})"
+    return Labelled(observations, labels, _prior(seen), rule)
+
+
+def _indexed(where: str, domain: DomainConfig, frames: int, adapter: Adapter) -> Labelled:
+    trained, held = (_calls(domain.index, held_out, adapter) for held_out in (False, True))
+    if not trained or not held:
+        raise MissingError(
+            f"{where}: {domain.index} has no {'held-out' if trained else 'training'} frame of all "
+            f"views of {domain.policy} "
+            f"({', '.join(view.name for view in adapter.layout.views)}); make masks of those "
+            "cameras, and of more scenes."
+        )
+    picks = [held[i] for i in _spread(len(held), frames)]
+    plain = replace(adapter.example_observation(0), instruction=domain.instruction)
+    observations = [
+        replace(plain, images={view: read_picture(row["image"]) for view, row in call.items()})
+        for call in picks
+    ]
+    labels, seen = (
+        np.stack([_labels(call, adapter, domain.least_share) for call in calls])
+        for calls in (picks, trained)
+    )
+    rule = f"masks, foreground from {domain.least_share:g} of a token's counted pixels on"
+    return Labelled(observations, labels, _prior(seen), rule)
+
+
+def _calls(index: str, held_out: bool, adapter: Adapter) -> list[dict[str, dict]]:
+    """Policy calls of an index: view -> row, for each frame that has all of the policy's views."""
+    frames: dict[str, dict[str, dict]] = {}
+    for row in index_rows(Path(index), held_out):
+        frames.setdefault(row["frame"], {})[row["camera"]] = row
+    views = [view.name for view in adapter.layout.views]
+    return [{v: frame[v] for v in views} for frame in frames.values() if set(views) <= set(frame)]
+
+
+def _labels(call: Mapping[str, dict], adapter: Adapter, least_share: float) -> np.ndarray:
+    """``[N]`` of one policy call, from its masks."""
+    return np.concatenate(
+        [
+            token_labels(read_mask(call[view.name]["mask"]), view.rows, view.cols, least_share)
+            for view in adapter.layout.views
+        ]
+    )
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    """Evenly spread indices, at most ``wanted`` of ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(int))
+
+
+def _prior(labels: np.ndarray) -> np.ndarray:
+    """``[F, N]`` -> ``[N]`` share of foreground among the frames that count."""
+    return (labels == FOREGROUND).sum(0) / np.maximum((labels != IGNORE).sum(0), 1)
 
 
 def _row(
-    domain: str,
-    scorer: str,
     precision: np.ndarray,
     scores: Tensor,
     labels: Tensor,
@@ -316,8 +419,6 @@ def _row(
 ) -> dict[str, Any]:
     recalls = {f"{share:g}": recall_at(scores, labels, share) for share in shares}
     return {
-        "domain": domain,
-        "scorer": scorer,
         "average_precision": float(np.nanmean(precision)),
         "recall_at_k": {share: recall for share, (recall, _) in recalls.items()},
         "best_recall_at_k": {share: best for share, (_, best) in recalls.items()},

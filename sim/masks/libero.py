@@ -77,7 +77,8 @@ def _episode(suite: str, task: int, seed: int, size: int, others: int) -> Iterat
                         return picture, mask_of(owners, scene, target, goal, others)
 
                     group = f"{suite}-{task}-{seed}"
-                    yield Entry(f"{group}__{view}__{step:03d}", view, group, make)
+                    key, frame = f"{group}__{view}__{step:03d}", f"{group}__{step:03d}"
+                    yield Entry(key, view, group, frame, make)
             if env.step(action)[2]:
                 return
     finally:

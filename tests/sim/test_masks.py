@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 pytest.importorskip("h5py")
 pytest.importorskip("sklearn")
 
 from vla_prune_sim.masks import evaluate as evaluating
+from vla_prune_sim.masks.cli import register
 from vla_prune_sim.masks.folder import folder_entries
 from vla_prune_sim.masks.index import Entry, write_index
 
@@ -25,6 +28,8 @@ from vla_prune.errors import ConfigError, MissingError, ShapeError
 from vla_prune.models import OpenVLA
 from vla_prune.recon.checkpoint import save_reconstructor
 from vla_prune.recon.model import ReconConfig, ReconPruner
+
+SOURCE = {"source": "test"}
 
 
 def entries(made: list[str], count: int = 3, size: int = 8) -> list[Entry]:
@@ -39,7 +44,7 @@ def entries(made: list[str], count: int = 3, size: int = 8) -> list[Entry]:
 
         return make
 
-    return [Entry(f"e{i}", "front", f"scene {i // 2}", maker(i)) for i in range(count)]
+    return [Entry(f"e{i}", "front", f"scene {i // 2}", str(i), maker(i)) for i in range(count)]
 
 
 def rows(folder: Path) -> list[dict]:
@@ -47,7 +52,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_a_row_names_picture_mask_camera_and_labels(tmp_path: Path):
-    assert write_index(entries([]), tmp_path, 1, 4) == (3, 3)
+    assert write_index(entries([]), tmp_path, 1, 4, SOURCE) == (3, 3)
     first = rows(tmp_path)[0]
     assert (first["camera"], first["group"], first["labels"]) == (
         "front",
@@ -60,10 +65,10 @@ def test_a_row_names_picture_mask_camera_and_labels(tmp_path: Path):
 
 def test_a_killed_call_goes_on_and_makes_nothing_twice(tmp_path: Path):
     made: list[str] = []
-    write_index(entries(made, 2), tmp_path, 1, 4)
+    write_index(entries(made, 2), tmp_path, 1, 4, SOURCE)
     whole = (tmp_path / "index.jsonl").read_text()
     (tmp_path / "index.jsonl").write_text(whole[:-15])  # the last line was cut short
-    assert write_index(entries(made, 3), tmp_path, 1, 4) == (3, 2)
+    assert write_index(entries(made, 3), tmp_path, 1, 4, SOURCE) == (3, 2)
     assert made == ["0", "1", "1", "2"]
     assert len(rows(tmp_path)) == 3
     assert (tmp_path / "index.jsonl").read_text().startswith(whole)
@@ -71,10 +76,10 @@ def test_a_killed_call_goes_on_and_makes_nothing_twice(tmp_path: Path):
 
 def test_bad_input_gets_one_sentence(tmp_path: Path):
     with pytest.raises(ShapeError, match="the mask is 9 x 8 pixels, its image 8 x 8"):
-        write_index(entries([], size=9), tmp_path / "a", 1, 4)
-    write_index(entries([]), tmp_path / "b", 1, 4)
+        write_index(entries([], size=9), tmp_path / "a", 1, 4, SOURCE)
+    write_index(entries([]), tmp_path / "b", 1, 4, SOURCE)
     with pytest.raises(ConfigError, match="labels of 1 x 4 tokens, 2 x 4 are asked for"):
-        write_index(entries([]), tmp_path / "b", 2, 4)
+        write_index(entries([]), tmp_path / "b", 2, 4, SOURCE)
 
 
 def test_brought_masks_are_matched_by_name(tmp_path: Path):
@@ -84,13 +89,83 @@ def test_brought_masks_are_matched_by_name(tmp_path: Path):
             Image.fromarray(np.full((4, 4), ink, np.uint8)).save(
                 tmp_path / kind / camera / "0.png"
             )
-    write_index(folder_entries(tmp_path / "images", tmp_path / "masks"), tmp_path / "out", 2, 2)
+    write_index(
+        folder_entries(tmp_path / "images", tmp_path / "masks"), tmp_path / "out", 2, 2, SOURCE
+    )
     assert [r["camera"] for r in rows(tmp_path / "out")] == ["left", "right"]
     (tmp_path / "masks" / "right" / "0.png").unlink()
     with pytest.raises(MissingError, match=r"right/0.png: .* \(1 of 2 images have none\)"):
         list(folder_entries(tmp_path / "images", tmp_path / "masks"))
     with pytest.raises(MissingError, match="no images"):
         list(folder_entries(tmp_path / "out" / "nothing", tmp_path))
+
+
+def test_masks_made_in_another_way_are_not_mixed(tmp_path: Path):
+    write_index(entries([], 2), tmp_path, 1, 4, {"source": "x", "others": "foreground"})
+    assert write_index(entries([]), tmp_path, 1, 4, {"source": "x", "others": "foreground"}) == (
+        3,
+        1,
+    )
+    with pytest.raises(ConfigError, match="with others 'foreground', this call has 'background'"):
+        write_index(entries([]), tmp_path, 1, 4, {"source": "x", "others": "background"})
+    with pytest.raises(ConfigError, match="with annotations None, this call has 'True'"):
+        write_index(
+            entries([]),
+            tmp_path,
+            1,
+            4,
+            {"source": "x", "others": "foreground", "annotations": "True"},
+        )
+
+
+def brought(folder: Path, names: list[str]) -> tuple[Path, Path]:
+    for name in names:
+        for kind in ("images", "masks"):
+            path = (folder / kind / name).with_suffix(
+                ".png" if kind == "masks" else Path(name).suffix
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), 255, np.uint8)).save(path)
+    return folder / "images", folder / "masks"
+
+
+def test_a_scenes_pictures_are_one_group_and_no_picture_hides_another(tmp_path: Path):
+    names = ["day/a.png", "day/b.png", "night/a.png", "night/a.jpg"]
+    made = list(folder_entries(*brought(tmp_path / "one", names)))
+    assert {e.group for e in made} == {"day", "night"}
+    assert len({e.key for e in made}) == 4
+    assert len({e.frame for e in made if e.camera == "day"}) == 2
+    images, masks = brought(
+        tmp_path / "two", ["cam/s1_001.png", "cam/s1_002.png", "cam/s2_001.png"]
+    )
+    made = list(folder_entries(images, masks, r"s\d+"))
+    assert [e.group for e in made] == ["s1", "s1", "s2"]
+    with pytest.raises(ConfigError, match="matches nothing in this path"):
+        list(folder_entries(images, masks, "x"))
+    with pytest.raises(ConfigError, match="is no regular expression"):
+        list(folder_entries(images, masks, "("))
+    with pytest.raises(ConfigError, match=r"'a__y\.png', is another image's too; rename one"):
+        list(folder_entries(*brought(tmp_path / "three", ["a/y.png", "a__y.png"])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["libero_object", "--annotations"], "--annotations means nothing to a LIBERO suite"),
+        (["libero_object", "--masks", "x"], "--masks means nothing to a LIBERO suite"),
+        ([".", "--seed", "0"], "--seed means nothing to a nuScenes root, which has --annotations"),
+        ([".", "--others", "ignore"], "--others means nothing to a nuScenes root"),
+        ([".", "--masks", "x", "--annotations"], "--annotations means nothing to a folder of"),
+        ([".", "--group-by", "x"], "--group-by means nothing to a nuScenes root"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(arguments: list[str], said: str, tmp_path: Path):
+    app = typer.Typer()
+    register(app)
+    run = CliRunner().invoke(app, ["masks", "make", *arguments, "--out", str(tmp_path / "out")])
+    assert isinstance(run.exception, ConfigError)
+    assert said in str(run.exception)
+    assert not (tmp_path / "out").exists()
 
 
 # --- driving -----------------------------------------------------------------------------------
@@ -115,7 +190,7 @@ def test_masks_of_a_synthetic_root_are_what_was_painted(root: Path, tmp_path: Pa
     from vla_prune_sim.masks.drive import root_entries
 
     wanted = [e for e in root_entries(root) if e.camera == "CAM_FRONT"][:1]
-    write_index(wanted, tmp_path, 9, 16)
+    write_index(wanted, tmp_path, 9, 16, SOURCE)
     [row] = rows(tmp_path)
     labels = np.array(row["labels"]).reshape(9, 16)
     assert Path(row["image"]).is_file()
@@ -269,6 +344,42 @@ def test_the_layer_that_finds_most_sets_the_bar():
     assert bar["over_position_prior"] == pytest.approx(0.2)
 
 
+def test_an_index_of_masks_can_be_scored(evaluation, tmp_path: Path):
+    """Both cameras of a frame are one policy call; a frame that lacks one is none."""
+
+    def maker(number: int, row: int):
+        def make():
+            mask = np.zeros((48, 48), np.uint8)
+            mask[12 * row : 12 * row + 12] = 1
+            return np.full((48, 48, 3), number, np.uint8), mask
+
+        return make
+
+    made = [
+        Entry(f"{scene}_{frame}_{view}", view, str(scene), f"{scene} {frame}", maker(frame, row))
+        for scene in (0, 6)  # the second is held out
+        for frame in range(3)
+        for row, view in enumerate(("image", "wrist"))
+        if (scene, frame, view) != (6, 2, "wrist")
+    ]
+    write_index(made, tmp_path / "index", 4, 4, SOURCE)
+    given = {"index": str(tmp_path / "index"), "instruction": "pick", "demos": ""}
+    settings = evaluation(**given, foreground=[], ignore=[])
+    seen = evaluating.score_domain("tiny", settings.domains["tiny"], 9)
+    expected = [1] * 4 + [0] * 12 + [0] * 4 + [1] * 4 + [0] * 8
+    assert seen.labels.tolist() == [expected] * 2
+    assert seen.scores["position_prior"][0].tolist() == expected
+    assert [frame.images["wrist"][0, 0, 0] for frame in seen.frames] == [0, 1]
+    document = evaluating.run(settings)
+    assert {row["label_rule"] for row in document["rows"]} == {
+        "masks, foreground from 0.5 of a token's counted pixels on"
+    }
+    lines = (tmp_path / "index" / "index.jsonl").read_text().splitlines(True)
+    (tmp_path / "index" / "index.jsonl").write_text("".join(lines[:6]))
+    with pytest.raises(MissingError, match="no held-out frame of all views of tiny"):
+        evaluating.run(settings)
+
+
 def test_the_position_prior_is_the_mean_label_of_the_training_demonstrations(evaluation):
     settings = evaluation()
     seen = evaluating.score_domain("tiny", settings.domains["tiny"], 4)
@@ -297,6 +408,9 @@ def test_the_position_prior_is_the_mean_label_of_the_training_demonstrations(eva
             "no frame shows both",
         ),
         ({}, {"ignore": ["thing"]}, "'thing' is foreground and ignored"),
+        ({}, {"index": "x"}, "give one of the two"),
+        ({}, {"demos": "", "index": "x"}, "holds no instructions"),
+        ({}, {"instruction": "go"}, "'instruction' means nothing to demonstrations"),
     ],
 )
 def test_evaluations_that_tell_nothing_are_refused(evaluation, changes, domain, said: str):

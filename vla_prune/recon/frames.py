@@ -82,8 +82,8 @@ def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any
         MissingError: nothing there.
     """
     source = Path(data.source)
-    if source.is_file() or (source / "index.jsonl").is_file():
-        found = _indexed(source, held_out)
+    if source.suffix == ".jsonl" or (source / "index.jsonl").is_file():
+        found = index_rows(source, held_out)
     else:
         found = _demonstrated(source, data, held_out)
     wanted = data.held_out if held_out else data.frames
@@ -231,21 +231,31 @@ def read_picture(path: Path) -> np.ndarray:
 # --- an index of files --------------------------------------------------------------------------
 
 
-def _indexed(source: Path, held_out: bool) -> list[dict]:
+def index_rows(source: Path, held_out: bool) -> list[dict[str, Any]]:
+    """Rows of an index of one split: ``image`` and ``mask`` as paths, ``camera``, ``frame``.
+
+    Args:
+        source: an ``index.jsonl``, or its folder.
+        held_out: the groups that are kept from training, or all others.
+
+    Raises:
+        ConfigError: a line is no row.
+    """
     path = source if source.is_file() else source / "index.jsonl"
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            files = [Path(row["image"]), Path(row["mask"])]
+            files = {name: Path(row[name]) for name in ("image", "mask")}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: line {number} is no row of an index ({error}); make it again with "
                 "'vla-prune masks make'."
             ) from error
-        image, mask = (f if f.is_absolute() else path.parent / f for f in files)
         if is_held_out(str(row.get("group", row["image"]))) == held_out:
-            rows.append({"image": image, "mask": mask})
+            found = {n: f if f.is_absolute() else path.parent / f for n, f in files.items()}
+            found |= {name: str(row.get(name, "")) for name in ("camera", "frame")}
+            rows.append(found)
     return rows
 
 
