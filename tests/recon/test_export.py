@@ -28,6 +28,7 @@ from vla_prune.errors import (
     UnsupportedError,
 )
 from vla_prune.models import OpenVLA
+from vla_prune.ops import topk_indices
 from vla_prune.policy import attach
 from vla_prune.recon import export as exporting
 from vla_prune.recon.bind import load_network
@@ -43,7 +44,7 @@ from vla_prune.recon.export import (
 )
 from vla_prune.recon.model import ReconConfig, ReconPruner
 from vla_prune.recon.ort import OrtAdapter, OrtVision, open_session
-from vla_prune.recon.parity import compare, keep_best, random_images
+from vla_prune.recon.parity import compare, random_images
 
 from .conftest import tiny_adapter
 
@@ -106,19 +107,19 @@ def run(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
 def test_of_equal_scores_the_lower_index_stays_in_both(k: int):
     draw = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 3, (50, 12), generator=draw).float()
-    expected = keep_best(scores, k)
+    expected = topk_indices(scores, k)
     given = scores.numpy()
     assert run(topk_graph(), given=given, k=np.array([k])).tolist() == expected.tolist()
     static = topk_graph()
     fix_k(static, k)
     assert run(static, given=given).tolist() == expected.tolist()
-    assert keep_best(torch.zeros(1, 12), k)[0].tolist() == list(range(k))
+    assert topk_indices(torch.zeros(1, 12), k)[0].tolist() == list(range(k))
 
 
 def test_onnx_and_torch_keep_the_same_tokens(exported):
     folder, document = exported
     parity = document["parity"]
-    assert (parity["frames"], parity["equal"]) == (FRAMES, FRAMES)
+    assert (parity["frames"], parity["equal"], parity["passed"]) == (FRAMES, FRAMES, True)
     assert parity["first"] is None
     assert set(parity["overlap"].values()) == {1.0}
     assert json.loads((folder / "export.json").read_text()) == document
@@ -148,7 +149,7 @@ def test_any_batch_gives_torchs_tokens_and_scores(seeing, vision, close):
             encoded, scores = seeing(images)
         close(seen.encoded, encoded, "ort")
         close(seen.scores, scores, "ort")
-        assert seen.index.tolist() == keep_best(scores, 8).tolist()
+        assert seen.index.tolist() == topk_indices(scores, 8).tolist()
 
 
 def test_a_policy_may_see_by_onnx_and_act_by_torch(adapter, vision, close):
@@ -227,7 +228,17 @@ def test_swaps_within_rounding_are_counted_apart(vision, seeing):
     parity = compare(swapped, vision, {0.25: 8}, 3)
     assert parity["different"] == 0
     assert parity["rounding"] == 3
+    assert not parity["passed"]
     assert parity["overlap"]["0.25"] == pytest.approx(7 / 8)
+
+
+def test_the_networks_device_can_be_another_than_the_policys(adapter):
+    """As on a GPU, from where everything that is exported comes to the CPU."""
+    away = SimpleNamespace(device=torch.device("meta"), encoder=adapter.encoder)
+    network = load_network("random", away, torch.device("cpu"))
+    assert {(p.device.type, p.dtype) for p in network.parameters()} == {("cpu", torch.float32)}
+    elsewhere = load_network("random", away)
+    assert {(p.device.type, p.dtype) for p in elsewhere.parameters()} == {("meta", torch.bfloat16)}
 
 
 def test_another_policy_is_refused(adapter, exported):
