@@ -24,13 +24,13 @@ from vla_prune_sim.train.frames import FrameSet, patch_labels
 
 from vla_prune import config, report
 from vla_prune.adapters.base import Adapter
-from vla_prune.adapters.encoder import EncoderSpec
 from vla_prune.budgets import ConstantBudget
 from vla_prune.build import build_adapter
 from vla_prune.draw import views_side_by_side
 from vla_prune.errors import ConfigError, MissingError
 from vla_prune.policy import attach
 from vla_prune.pruner import Cut, Pruner
+from vla_prune.recon.bind import load_network
 from vla_prune.recon.frames import (
     BACKGROUND,
     FOREGROUND,
@@ -274,7 +274,7 @@ def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
     left_out = []
     for row, weights in domain.trained.items():
         try:
-            early[row] = _trained(weights, adapter)
+            early[row] = ForegroundScorer(weights, load_network(weights, adapter))
         except MissingError as error:
             left_out.append(f"{name}: row {row!r} is left out: {error}")
     last = sum(site.name.startswith("decoder.") for site in adapter.sites())
@@ -291,15 +291,6 @@ def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
     scores |= {row: torch.cat(parts) for row, parts in tap.seen.items()}
     scores[PRIOR] = torch.from_numpy(found.prior).float().expand(len(labels), -1)
     return Domain(scores, labels, observations, adapter, found.rule, left_out)
-
-
-def _trained(weights: str | None, adapter: Any) -> ForegroundScorer:
-    from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor
-
-    encoder: EncoderSpec = adapter.encoder()
-    folder = find_reconstructor(weights, encoder)
-    network = load_reconstructor(folder, encoder, torch.float32, adapter.device)
-    return ForegroundScorer(weights, network)
 
 
 def _look(

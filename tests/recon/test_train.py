@@ -70,6 +70,16 @@ def test_it_tells_and_writes_what_was_asked_for(settings, adapter, tmp_path: Pat
     assert not any("decoder" in name for name in names)
 
 
+def test_a_killed_training_logs_no_step_twice(settings, adapter, tmp_path: Path):
+    """Logged to step 5, saved at step 3, killed in the midst of a line."""
+    train(settings(tmp_path, steps=3, log_every=1), adapter)
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1}\n{"step": 5, "loss": 1}\n{"step": 6, "lo')
+    train(settings(tmp_path, steps=6, log_every=1), adapter)
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
 def test_bright_patches_are_found(settings, adapter, tmp_path: Path):
     """The shortest training that tells anything: the foreground is what is bright."""
     changes = {"steps": 80, "batch": 16, "save_every": 80, "log_every": 80}

@@ -218,6 +218,43 @@ def test_annotations_agree_with_what_was_painted(root: Path):
     assert both.sum() / either.sum() > 0.8
 
 
+def test_a_root_may_be_called_as_a_version(root: Path, tmp_path: Path):
+    from vla_prune_sim.masks.drive import root_entries
+
+    named = tmp_path / "v1.0-mini"
+    named.symlink_to(root, target_is_directory=True)
+    for folder in (named, root / "v1.0-synthetic"):
+        assert next(iter(root_entries(folder, annotations=True))).make()[1].any()
+
+
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_edges_that_leave_the_picture_stay_straight(spread: float):
+    """A half plane below a slope, its corners ever farther away."""
+    import cv2
+    from vla_prune_sim.masks.drive import clipped_pixels
+
+    left, right = -3_000 * spread, 300 * spread
+    corners = [(left, 0.1 * left), (right, 0.1 * right), (right, 9e5), (left, 9e5)]
+    outline = clipped_pixels(np.column_stack([np.array(corners) + 50, np.ones(4)]), (200, 100))
+    mask = np.zeros((100, 200), np.uint8)
+    cv2.fillPoly(mask, [outline], 1)
+    y, x = np.mgrid[:100, :200]
+    off = y - (50 + 0.1 * (x - 50))
+    assert mask[off > 1].all()
+    assert not mask[off < -1].any()
+
+
+def test_a_polygon_behind_or_beside_the_picture_is_nothing():
+    from vla_prune_sim.masks.drive import clipped_pixels
+
+    square = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    assert len(clipped_pixels(np.column_stack([square, -np.ones(4)]), (200, 100))) == 0
+    assert len(clipped_pixels(np.column_stack([square + 9_000, np.ones(4)]), (200, 100))) == 0
+    # Half of it is too near: what is left begins there.
+    deep = np.array([[0.0, 0, 0.1], [100, 0, 1.0], [0, 50, 1.0]])
+    assert len(clipped_pixels(deep, (200, 100))) == 4
+
+
 # --- LIBERO ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class EncoderSpec:
     def tokens(self) -> int:
         """Tokens of a picture."""
         return self.rows * self.cols
+
+    def mismatch(self, other: EncoderSpec) -> tuple[str, Any, Any] | None:
+        """The first field in which another encoder differs, and its two values."""
+        for field in fields(self):
+            own, theirs = getattr(self, field.name), getattr(other, field.name)
+            if own != theirs:
+                return field.name, own, theirs
+        return None
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

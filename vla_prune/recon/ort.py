@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -252,14 +252,12 @@ def _read(path: Path, session: Any) -> dict[str, str]:
 def _check(path: Path, about: dict[str, str], encoder: EncoderSpec, views: Sequence[str]) -> None:
     """Refuse another policy's files."""
     made_for = EncoderSpec(**json.loads(about["encoder"]))
-    pairs = {
-        field.name: (getattr(made_for, field.name), getattr(encoder, field.name))
-        for field in fields(EncoderSpec)
-    }
-    pairs["views"] = (", ".join(json.loads(about["views"])), ", ".join(views))
-    for name, (have, want) in pairs.items():
-        if have != want:
-            raise CheckpointError(
-                f"{path}: exported from a policy with {name} {have}, this one has {want}; run "
-                "'vla-prune export' for this policy."
-            )
+    differs = made_for.mismatch(encoder)
+    if differs is None and json.loads(about["views"]) != list(views):
+        differs = "views", ", ".join(json.loads(about["views"])), ", ".join(views)
+    if differs:
+        name, have, want = differs
+        raise CheckpointError(
+            f"{path}: exported from a policy with {name} {have}, this one has {want}; run "
+            "'vla-prune export' for this policy."
+        )

@@ -162,6 +162,7 @@ class Trainer:
         self.step = 0
         self._check_settings()
         self._resume()
+        self._cut_curve()
 
     @property
     def plain(self) -> Reconstruction:
@@ -292,6 +293,15 @@ class Trainer:
         self.plain.load_state_dict(network)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+    def _cut_curve(self) -> None:
+        """Take off what was logged behind the checkpoint, which comes again."""
+        path = self.out / CURVE
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+            path.write_text("".join(kept), encoding="utf-8")
 
     def _check_settings(self) -> None:
         """A folder belongs to one training."""
