@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may use rooms above it. models stands above adapters: the OpenVLA adapter is typed on it.
 ORDER = [
     ("errors", "types"),
-    ("tokens",),
+    ("fields", "tokens"),
     ("ops", "cost", "clock"),
     ("scorers", "selectors", "budgets", "difficulty"),
     ("pruner",),

@@ -6,7 +6,6 @@ Names in a config become objects in :mod:`vla_prune.build` alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
+from vla_prune.fields import check_keys as check_keys
 
 
 def configs_folder() -> Path:
@@ -71,18 +71,6 @@ def load(name: str | Path, overrides: Sequence[str] = (), kind: str = "") -> dic
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-
-
-def check_keys(where: str, cls: type, data: Mapping[str, Any], extra: Sequence[str] = ()) -> None:
-    """Raise on a key that the dataclass ``cls`` does not have, or that it needs and lacks."""
-    known = [f.name for f in fields(cls) if f.init] + list(extra)
-    for key in data:
-        if key not in known:
-            raise did_you_mean(where, "field", str(key), known)
-    for f in fields(cls):
-        needed = f.init and f.default is MISSING and f.default_factory is MISSING
-        if needed and f.name not in data:
-            raise ConfigError(f"{where}: field {f.name!r} is missing; it has no default.")
 
 
 def save(config: Mapping[str, Any], path: Path) -> None:

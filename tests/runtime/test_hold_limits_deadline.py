@@ -59,6 +59,13 @@ def test_rules_are_made_by_name() -> None:
     assert make_hold(nested) == ContinueChunk(Hold((0.0, 1.0), (1,)))
     with pytest.raises(ConfigError, match="did you mean 'brake'"):
         make_hold("brakes")
+    for wrong in (None, 3):
+        with pytest.raises(ConfigError, match="is no rule; give one of continue_chunk"):
+            make_hold(wrong)
+    with pytest.raises(ConfigError, match="action is 'stop'; it takes a list of numbers or null"):
+        make_hold({"name": "hold", "action": "stop"})
+    with pytest.raises(ConfigError, match="deceleration is 'hard'; it takes a number"):
+        make_hold({"name": "brake", "deceleration": "hard"})
     with pytest.raises(ConfigError, match="field 'decel' is unknown"):
         make_hold({"name": "brake", "decel": 2.0})
     with pytest.raises(ConfigError, match="deceleration 0"):

@@ -6,13 +6,15 @@ then on, one every ``dt_s``; the last of them is repeated for ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
+from vla_prune.fields import check_keys
 
 
 class HoldRule(Protocol):
@@ -115,7 +117,7 @@ class Brake:
 
     def __post_init__(self) -> None:
         """Refuse a brake that never stops."""
-        if not self.deceleration > 0 or self.size < 1:
+        if not 0 < self.deceleration < math.inf or self.size < 1:
             raise ConfigError(
                 f"brake: deceleration {self.deceleration:g} m/s^2 and size {self.size}; both must "
                 "be above 0."
@@ -148,17 +150,16 @@ def make_hold(item: str | Mapping[str, Any], where: str = "hold") -> HoldRule:
     Raises:
         ConfigError: unknown name or field.
     """
+    if not isinstance(item, str | Mapping):
+        raise ConfigError(
+            f"{where}: {item!r} is no rule; give one of {', '.join(HOLDS)}, or a mapping with its "
+            "'name'."
+        )
     data = {"name": item} if isinstance(item, str) else dict(item)
     name = str(data.pop("name", None))
     if name not in HOLDS:
         raise did_you_mean(where, "rule", name, HOLDS)
-    known = [f.name for f in fields(HOLDS[name])]
-    for key in data:
-        if key not in known:
-            raise did_you_mean(f"{where} ({name})", "field", str(key), known)
-    for f in fields(HOLDS[name]):
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in data:
-            raise ConfigError(f"{where} ({name}): field {f.name!r} is missing; give it.")
+    check_keys(f"{where} ({name})", HOLDS[name], data)
     if "then" in data:
         data["then"] = make_hold(data["then"], f"{where}.then")
     return HOLDS[name](**data)
