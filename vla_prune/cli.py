@@ -240,6 +240,7 @@ def train_recon(
     as_json: Json = False,
 ) -> None:
     """Train the foreground reconstructor of a policy's encoder; a killed run goes on."""
+    from vla_prune.adapters.encoder import encoder_of
     from vla_prune.build import build_adapter
     from vla_prune.recon import train as training
 
@@ -247,7 +248,7 @@ def train_recon(
     if "policy" not in data:
         raise ConfigError(f"{name}: field 'policy' is missing; name one of configs/policy.")
     adapter = build_adapter(data["policy"])
-    settings = training.train_config(name, data, adapter.encoder().dim)
+    settings = training.train_config(name, data, encoder_of(adapter).dim)
     with Progress(*Progress.get_default_columns(), console=err, transient=True) as bar:
         task = bar.add_task(f"recon {name}")
 

@@ -24,10 +24,11 @@ from vla_prune_sim.train.frames import FrameSet, patch_labels
 
 from vla_prune import config, report
 from vla_prune.adapters.base import Adapter
+from vla_prune.adapters.encoder import encoder_of
 from vla_prune.budgets import ConstantBudget
 from vla_prune.build import build_adapter
 from vla_prune.draw import views_side_by_side
-from vla_prune.errors import ConfigError, MissingError
+from vla_prune.errors import ConfigError, MissingError, check_least
 from vla_prune.policy import attach
 from vla_prune.pruner import Cut, Pruner
 from vla_prune.recon.bind import load_network
@@ -140,8 +141,7 @@ class EvaluateConfig:
         """Refuse what leaves nothing to tell."""
         if not self.domains:
             raise ConfigError("masks evaluate: 'domains' names none; give at least one.")
-        if self.frames < 1:
-            raise ConfigError(f"masks evaluate: frames is {self.frames}; give 1 or more.")
+        check_least("masks evaluate", 1, frames=self.frames)
         for share in self.shares:
             if not 0.0 < share <= 1.0:
                 raise ConfigError(
@@ -258,6 +258,7 @@ def run(settings: EvaluateConfig, update: Callable[[float], None] | None = None)
 def score_domain(name: str, domain: DomainConfig, frames: int) -> Domain:
     """Every row's scores on the same frames."""
     adapter = build_adapter(domain.policy)
+    encoder_of(adapter)
     read = _indexed if domain.index else _demonstrated
     found = read(f"domains.{name}", domain, frames, adapter)
     observations, labels = found.frames, torch.from_numpy(found.labels)

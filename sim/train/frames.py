@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_prune.recon.frames import dataset, is_held_out
+from vla_prune.recon.frames import dataset, is_held_out, open_demonstrations
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,11 @@ class FrameSet:
 
     def refresh(self) -> int:
         """Read shards that have arrived since; returns how many frames there are now."""
-        import h5py  # only trainers need it
-
         for path in sorted(self.folder.glob("**/*.hdf5")):
             if str(path) in self._seen:
                 continue
             self._seen.add(str(path))
-            with h5py.File(path, "r") as file:
+            with open_demonstrations(path) as file:
                 about = file["data"].attrs
                 self.views = tuple(json.loads(about["views"]))
                 self.classes = tuple(json.loads(about["patch_labels"]))
@@ -120,10 +118,8 @@ class FrameSet:
 
 def patch_labels(folder: str | Path, held_out: bool) -> Iterator[np.ndarray]:
     """Patch classes alone, demonstration by demonstration: ``[F, V * n]`` uint8."""
-    import h5py  # only trainers need it
-
     for path in sorted(Path(folder).glob("**/*.hdf5")):
-        with h5py.File(path, "r") as file:
+        with open_demonstrations(path) as file:
             for demo in file["data"].values():
                 if is_held_out(str(int(demo.attrs["seed"]))) == held_out:
                     patches = demo["aux/patches"][()]

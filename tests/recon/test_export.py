@@ -269,6 +269,19 @@ def test_what_is_no_export_is_refused(adapter, tmp_path: Path):
     (tmp_path / "export.json").write_text('{"files": {"input": "vision.onnx"}}')
     with pytest.raises(CheckpointError, match="no metadata of ours"):
         OrtVision(tmp_path, encoder, views)
+    with pytest.raises(ConfigError, match="threads is -1; give 0 or more"):
+        OrtVision(tmp_path, encoder, views, threads=-1)
+    whole = (tmp_path / "vision.onnx").read_bytes()
+    (tmp_path / "vision.onnx").write_bytes(whole[:50])
+    with pytest.raises(CheckpointError, match=r"vision\.onnx is no ONNX file that can run here"):
+        OrtVision(tmp_path, encoder, views)
+    (tmp_path / "vision.onnx").unlink()
+    with pytest.raises(MissingError, match=r"vision\.onnx: no such file"):
+        OrtVision(tmp_path, encoder, views)
+    for text in ("{}", '{"files": ', "[]", '{"files": 3}'):
+        (tmp_path / "export.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"export\.json names no files"):
+            OrtVision(tmp_path, encoder, views)
 
 
 def test_images_and_budgets_that_do_not_fit_are_refused(vision):
@@ -297,6 +310,8 @@ def test_a_provider_that_is_not_here_falls_back_and_says_so(exported, adapter):
 def test_what_cannot_be_exported_is_refused(adapter, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="did you mean 'int8'"):
         ExportConfig("x", quantise="int")
+    with pytest.raises(ConfigError, match="threads is -1"):
+        ExportConfig("x", threads=-1)
     with pytest.raises(ConfigError, match="frames is 0"):
         ExportConfig("x", frames=0)
     with pytest.raises(UnsupportedError, match="pi0 cannot be exported"):

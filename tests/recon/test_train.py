@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from shutil import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ pytest.importorskip("pytorch_msssim")
 
 from accelerate.state import AcceleratorState
 
-from vla_prune.errors import CheckpointError, ConfigError, ShapeError
+from vla_prune.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
+from vla_prune.recon import ship
 from vla_prune.recon.cache import Cached
 from vla_prune.recon.checkpoint import load_reconstructor
+from vla_prune.recon.frames import DataConfig
 from vla_prune.recon.train import Trainer, train
 
 from .conftest import tiny_adapter, write_demos
@@ -194,10 +197,53 @@ def replace_layers(config):
     return config
 
 
-def test_settings_that_cannot_work_are_refused(settings, tmp_path: Path):
-    with pytest.raises(ConfigError, match="init 'copy' is unknown"):
-        settings(tmp_path, init="copy")
-    with pytest.raises(ConfigError, match="batch is 0"):
-        settings(tmp_path, batch=0)
-    with pytest.raises(ConfigError, match="did you mean 'ffn'"):
-        settings(tmp_path, model={"fnn": 3})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init": "copy"}, "init 'copy' is unknown"),
+        ({"batch": 0}, "batch is 0; give 1 or more"),
+        ({"batch": "many"}, "batch is 'many'; it takes a whole number"),
+        ({"lr": "fast"}, "lr is 'fast'; it takes a number"),
+        ({"lr": -1}, "lr is -1; give more than 0"),
+        ({"clip": 0.0}, "clip is 0.0; give more than 0"),
+        ({"warmup": -3}, "warmup is -3; give 0 or more"),
+        ({"model": {"fnn": 3}}, "did you mean 'ffn'"),
+        ({"model": "big"}, "'big' is no mapping"),
+        ({"model": {"heads": 0}}, "recon model: heads is 0; give 1 or more"),
+        ({"model": {"positions": None}}, "positions is None; it takes a text"),
+        ({"model": {"hidden": 32}}, "hidden is 32, but follows the policy's encoder"),
+        ({"decoder": {"layers": -1}}, "recon decoder: layers is -1; give 1 or more"),
+        ({"loss": {"mean": [0, 0]}}, r"mean is \(0, 0\); give three numbers"),
+        ({"loss": {"std": [0.5, 0.5, 0]}}, "std is 0; give more than 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, tmp_path: Path, changes, said: str):
+    with pytest.raises(ConfigError, match=said):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frames": -1}, "frames is -1; give 1 or more"),
+        ({"held_out": -1}, "held_out is -1; give 0 or more"),
+        ({"least_share": 7}, r"least_share is 7; it is a share, in \(0, 1\]"),
+    ],
+)
+def test_choices_of_frames_that_cannot_be_are_refused(changes, said: str):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig("somewhere", **changes)
+
+
+def test_a_policy_that_hands_out_no_tokens_is_refused(settings, tmp_path: Path):
+    with pytest.raises(UnsupportedError, match="a bare LlamaModel does not hand out its vision"):
+        Trainer(settings(tmp_path), SimpleNamespace(name="a bare LlamaModel"), lambda *_: None)
+
+
+def test_only_a_run_that_trained_is_shipped(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        ship.main(["--run", str(tmp_path / "nowhere")])
+    assert caught.value.code == 2
+    assert (
+        "is missing; give a folder that 'vla-prune train recon' wrote" in capsys.readouterr().err
+    )

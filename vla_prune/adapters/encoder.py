@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vla_prune.errors import UnsupportedError
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -41,6 +43,20 @@ class EncoderSpec:
             if own != theirs:
                 return field.name, own, theirs
         return None
+
+
+def encoder_of(adapter: Any) -> EncoderSpec:
+    """A policy's vision encoder.
+
+    Raises:
+        UnsupportedError: its adapter does not hand out what the encoder gives.
+    """
+    if not hasattr(adapter, "encode"):
+        raise UnsupportedError(
+            f"{adapter.name} does not hand out its vision encoder's tokens, so no reconstructor "
+            "can be trained on them; use a policy of adapter 'openvla' or 'qwen2_5_vl'."
+        )
+    return adapter.encoder()
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

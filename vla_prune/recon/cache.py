@@ -48,7 +48,7 @@ def build_cache(
         CheckpointError: the folder holds other frames, or another encoder's features.
     """
     encoder = adapter.encoder()
-    found = {split: examples(data, encoder, held) for split, held in SPLITS.items()}
+    found = {split: examples(data, held) for split, held in SPLITS.items()}
     chosen = {
         split: {"count": len(frames), "hash": chosen_hash(frames)}
         for split, frames in found.items()

@@ -125,6 +125,8 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path}: model_type is {document.get('model_type')!r}, no reconstructor of ours; "
             "give a folder that 'vla-prune train recon' wrote."
         )
+    if lacking := {"model", "encoder"} - document.keys():
+        raise CheckpointError(f"{path}: {min(lacking)!r} is missing; get it again.")
     check_keys(f"{path}: model", ReconConfig, document["model"])
     check_keys(f"{path}: encoder", EncoderSpec, document["encoder"])
     return document

@@ -29,7 +29,13 @@ from torch import Tensor, nn
 from vla_prune.adapters.encoder import fingerprint
 from vla_prune.adapters.openvla import OpenVLAAdapter
 from vla_prune.budgets import SharedBudget
-from vla_prune.errors import ConfigError, MissingError, UnsupportedError, did_you_mean
+from vla_prune.errors import (
+    ConfigError,
+    MissingError,
+    UnsupportedError,
+    check_least,
+    did_you_mean,
+)
 from vla_prune.recon.bind import RANDOM, load_network
 from vla_prune.recon.ort import FIELDS, INDEX, INSTALL, KIND, OrtVision, open_session
 from vla_prune.recon.parity import TOLERATED, compare, random_images
@@ -82,8 +88,8 @@ class ExportConfig:
                 raise did_you_mean("export", field, getattr(self, field), known)
         if not self.keep_ratios:
             raise ConfigError("export: no budgets; give keep ratios in (0, 1], such as 0.5,0.25.")
-        if self.frames < 1:
-            raise ConfigError(f"export: frames is {self.frames}; give 1 or more to check on.")
+        check_least("export", 1, frames=self.frames)
+        check_least("export", 0, threads=self.threads)
 
 
 class Seeing(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vla_prune.adapters.encoder import EncoderSpec
-from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError, ShapeError, check_least, did_you_mean
 
 BACKGROUND, FOREGROUND, IGNORE = 0, 1, 2
 INKS = {0: BACKGROUND, 255: FOREGROUND, 128: IGNORE}  # grey values of mask files
@@ -51,9 +51,15 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Lists to tuples."""
+        """Lists to tuples; refuse numbers that choose nothing."""
         object.__setattr__(self, "foreground", tuple(self.foreground))
         object.__setattr__(self, "ignore", tuple(self.ignore))
+        check_least("recon data", 1, frames=self.frames)
+        check_least("recon data", 0, held_out=self.held_out, seed=self.seed)
+        if not 0.0 < self.least_share <= 1.0:
+            raise ConfigError(
+                f"recon data: least_share is {self.least_share}; it is a share, in (0, 1]."
+            )
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Example:
     labels: np.ndarray
 
 
-def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any]:
+def examples(data: DataConfig, held_out: bool) -> list[Any]:
     """What can be read later with :func:`read`, in the order in which it is read.
 
     About every tenth demonstration (or scene, or picture) is held out: the same ones that
@@ -275,7 +281,7 @@ def _demonstrated(source: Path, data: DataConfig, held_out: bool) -> list[tuple]
     """``(file, demonstration, frame, view)`` of every picture."""
     found = []
     for path in sorted(source.glob("**/*.hdf5")):
-        with _hdf5(path) as file:
+        with open_demonstrations(path) as file:
             about = file["data"].attrs
             classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
             class_kinds(str(path), classes, data.foreground, data.ignore)
@@ -295,7 +301,7 @@ def _from_demonstrations(
             if path != opened:
                 if file is not None:
                     file.close()
-                file, opened = _hdf5(path), path
+                file, opened = open_demonstrations(path), path
                 about = file["data"].attrs
                 classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
                 kinds = class_kinds(str(path), classes, data.foreground, data.ignore)
@@ -315,12 +321,28 @@ def _from_demonstrations(
             file.close()
 
 
-def _hdf5(path: Path) -> Any:
+def open_demonstrations(path: Path) -> Any:
+    """A shard of our demonstrations, open for reading.
+
+    Raises:
+        ShapeError: it is torn, or another's.
+    """
     try:
         import h5py
     except ImportError as error:
         raise MissingError("demonstrations need h5py; pip install 'vla-prune[train]'.") from error
-    return h5py.File(path, "r")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ShapeError(f"{path} is no whole HDF5 file ({error}); record it again.") from error
+    if "data" not in file or not {"patch_labels", "views"} <= set(file["data"].attrs):
+        file.close()
+        raise ShapeError(
+            f"{path}: no demonstrations of ours, which say what each patch shows "
+            "('patch_labels'); record some with vla_prune_sim.train, or make masks with "
+            "'vla-prune masks make'."
+        )
+    return file
 
 
 def dataset(view: str) -> str:

@@ -24,7 +24,13 @@ from torch import Tensor
 from vla_prune.adapters.encoder import EncoderSpec, fingerprint
 from vla_prune.adapters.openvla import OpenVLAAdapter, Seen
 from vla_prune.adapters.projector import cut_at_projector
-from vla_prune.errors import CheckpointError, MissingError, ShapeError, did_you_mean
+from vla_prune.errors import (
+    CheckpointError,
+    MissingError,
+    ShapeError,
+    check_least,
+    did_you_mean,
+)
 from vla_prune.pruner import PruneCall
 from vla_prune.recon.bind import load_network
 from vla_prune.types import Observation
@@ -87,12 +93,9 @@ class OrtVision:
         threads: int = 0,
     ) -> None:
         folder = Path(folder)
-        path = folder / INDEX
-        if not path.is_file():
-            raise MissingError(f"{folder}: no {INDEX}; give a folder of 'vla-prune export'.")
         self._sessions: dict[str, Any] = {}
         notes: list[str] = []
-        for k, name in json.loads(path.read_text(encoding="utf-8"))["files"].items():
+        for k, name in _files(folder).items():
             session, note = open_session(folder / name, provider, threads)
             about = _read(folder / name, session)
             _check(folder / name, about, encoder, views)
@@ -217,14 +220,24 @@ def open_session(path: Path, provider: str, threads: int) -> tuple[Any, str | No
         raise did_you_mean("ONNX Runtime", "provider", provider, PROVIDERS)
     if find_spec("onnxruntime") is None:
         raise MissingError(f"{path}: onnxruntime is not installed; {INSTALL}.")
+    check_least("ONNX Runtime", 0, threads=threads)
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file; run 'vla-prune export' again.")
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
 
     wanted, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     usable = [name for name in wanted if name in offered]
-    session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+        raise CheckpointError(
+            f"{path} is no ONNX file that can run here ({str(error).splitlines()[0]}); run "
+            "'vla-prune export' again."
+        ) from error
     used = session.get_providers()[0]
     if used == wanted[0]:
         return session, None
@@ -235,6 +248,20 @@ def open_session(path: Path, provider: str, threads: int) -> tuple[Any, str | No
         "install 'vla-prune[onnx-gpu]' in place of 'vla-prune[onnx]', with the CUDA and TensorRT "
         "libraries of its release."
     )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """``{"input" or K: file}`` of an export."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise MissingError(f"{folder}: no {INDEX}; give a folder of 'vla-prune export'.")
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} names no files ({error!r}); run 'vla-prune export' again."
+        ) from error
+    return dict(files)
 
 
 def _read(path: Path, session: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ import torch
 from safetensors.torch import save_file
 
 from vla_prune import config as configs
-from vla_prune.errors import CheckpointError, ConfigError, MissingError, ShapeError
+from vla_prune.adapters.encoder import encoder_of
+from vla_prune.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingError,
+    ShapeError,
+    check_least,
+)
 from vla_prune.models.checkpoint import open_tensors
 from vla_prune.recon.cache import Cached, build_cache
 from vla_prune.recon.checkpoint import save_reconstructor
@@ -66,7 +73,7 @@ class TrainConfig:
     data: DataConfig
     out: str
     cache: str
-    model: ReconConfig | None = None
+    model: ReconConfig
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     init: str = "random"
@@ -86,8 +93,9 @@ class TrainConfig:
         if self.init not in INITS:
             raise ConfigError(f"recon: init {self.init!r} is unknown; known: host, random.")
         for name in ("steps", "batch", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"recon: {name} is {getattr(self, name)}; give 1 or more.")
+            check_least("recon", 1, **{name: getattr(self, name)})
+        check_least("recon", 0, above=True, lr=self.lr, clip=self.clip)
+        check_least("recon", 0, warmup=self.warmup, weight_decay=self.weight_decay, seed=self.seed)
 
 
 def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfig:
@@ -98,15 +106,22 @@ def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfi
         data: of the YAML.
         hidden: width of the encoder's tokens.
     """
-    configs.check_keys(where, TrainConfig, data)
-    made = dict(data)
-    for name, cls, more in (
-        ("data", DataConfig, {}),
-        ("model", ReconConfig, {"hidden": hidden}),
-        ("decoder", DecoderConfig, {}),
-        ("loss", LossConfig, {}),
+    made = {"model": {}} | dict(data)
+    configs.check_keys(where, TrainConfig, made)
+    for name, cls in (
+        ("data", DataConfig),
+        ("model", ReconConfig),
+        ("decoder", DecoderConfig),
+        ("loss", LossConfig),
     ):
-        part = dict(made.get(name) or {}) | more
+        part = made.get(name, {})
+        own = {"hidden": hidden} if name == "model" and isinstance(part, Mapping) else {}
+        for key in own.keys() & part:
+            raise ConfigError(
+                f"{where}: model: {key} is {part[key]!r}, but follows the policy's encoder, whose "
+                f"tokens are {hidden} wide; leave it out."
+            )
+        part = {**part, **own} if own else part
         configs.check_keys(f"{where}: {name}", cls, part)
         made[name] = cls(**part)
     return TrainConfig(**made)
@@ -141,8 +156,7 @@ class Trainer:
         self.config, self.report = config, report
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         self.out = Path(config.out)
-        self.encoder = adapter.encoder()
-        model = replace(config.model, hidden=self.encoder.dim)
+        self.encoder = encoder_of(adapter)
         with self.accelerator.main_process_first():
             self.chosen = build_cache(
                 Path(config.cache),
@@ -153,7 +167,7 @@ class Trainer:
         self.frames = Cached(Path(config.cache), "train")
         self.held_out = Cached(Path(config.cache), "held_out")
         torch.manual_seed(config.seed)
-        network = Reconstruction(model, config.decoder, config.loss, self.encoder)
+        network = Reconstruction(config.model, config.decoder, config.loss, self.encoder)
         if config.init == "host":
             copy_host_layer(network, adapter)
         groups = _groups(network, config.weight_decay)
