@@ -115,14 +115,15 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
     """A model family from a policy config: ``{adapter: NAME, its arguments}``.
 
     ``prompt_layer`` may stand in any: the decoder layer whose prompt rows look at what the prompt
-    names, for recipes that ask for the policy's.
+    names, for recipes that ask for the policy's. So may ``onnx``, a folder of ``vla-prune export``
+    or the fields of :class:`vla_prune.recon.ort.OrtConfig`: the policy then sees by ONNX Runtime.
     """
     data = config.load(name, overrides, kind="policy")
     kind = data.pop("adapter", None)
     if kind not in ADAPTERS:
         raise did_you_mean(str(name), "adapter", str(kind), ADAPTERS)
     data.pop("name", None)
-    layer = data.pop("prompt_layer", None)
+    layer, onnx = data.pop("prompt_layer", None), data.pop("onnx", None)
     if layer is not None and not (isinstance(layer, int) and layer >= 0):
         raise ConfigError(
             f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; "
@@ -130,7 +131,15 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
         )
     adapter = import_object(ADAPTERS[kind])(data)
     adapter.prompt_layer = layer
-    return adapter
+    return adapter if onnx is None else _by_onnx(f"policy {name!r}: onnx", adapter, onnx)
+
+
+def _by_onnx(where: str, adapter: Any, given: Any) -> Any:
+    from vla_prune.recon.ort import OrtConfig, see_by_onnx
+
+    data = {"folder": given} if isinstance(given, str) else given
+    config.check_keys(where, OrtConfig, data)
+    return see_by_onnx(adapter, OrtConfig(**data))
 
 
 def import_object(path: str) -> Any:

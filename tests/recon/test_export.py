@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 
 from tests.models import tiny
+from vla_prune import build
 from vla_prune.adapters.openvla import OpenVLAAdapter, hashed_words
 from vla_prune.build import build_recipe
 from vla_prune.errors import (
@@ -43,7 +44,7 @@ from vla_prune.recon.export import (
     write_quantised,
 )
 from vla_prune.recon.model import ReconConfig, ReconPruner
-from vla_prune.recon.ort import OrtAdapter, OrtVision, open_session
+from vla_prune.recon.ort import OrtAdapter, OrtConfig, OrtVision, open_session, see_by_onnx
 from vla_prune.recon.parity import compare, random_images
 
 from .conftest import tiny_adapter
@@ -164,6 +165,26 @@ def test_a_policy_may_see_by_onnx_and_act_by_torch(adapter, vision, close):
         assert ours.kept["projector"].tolist() == plain.kept["projector"].tolist()
         assert ours.kept["projector"].tolist() == index[row].tolist()
         close(ours.actions, plain.actions, "ort")
+
+
+def test_a_policy_config_may_name_an_export(exported, tmp_path: Path, monkeypatch, close):
+    monkeypatch.setitem(build.ADAPTERS, "tiny", "tests.recon.conftest:built")
+    path, chunks = tmp_path / "policy.yaml", []
+    for line in ("", f"onnx: {exported[0]}\n", f"onnx: {{folder: {exported[0]}, threads: 1}}\n"):
+        path.write_text("adapter: tiny\nprompt_layer: 0\n" + line)
+        host = build.build_adapter(str(path))
+        assert isinstance(host, OrtAdapter) == bool(line)
+        assert host.prompt_layer == 0
+        with attach(recipe(0.25), host) as policy:
+            chunks.append(policy.act_one(host.example_observation(0), policy.new_state()))
+    for ours in chunks[1:]:
+        assert ours.kept["projector"].tolist() == chunks[0].kept["projector"].tolist()
+        close(ours.actions, chunks[0].actions, "ort")
+    path.write_text(f"adapter: tiny\nonnx: {{folder: {exported[0]}, thread: 1}}\n")
+    with pytest.raises(ConfigError, match="did you mean 'threads'"):
+        build.build_adapter(str(path))
+    with pytest.raises(UnsupportedError, match="pi0 cannot see by ONNX Runtime"):
+        see_by_onnx(SimpleNamespace(name="pi0"), OrtConfig(str(exported[0])))
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from vla_prune.errors import (
     CheckpointError,
     MissingError,
     ShapeError,
+    UnsupportedError,
     check_least,
     did_you_mean,
 )
@@ -46,6 +47,21 @@ PROVIDERS = {
 }
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OrtConfig:
+    """The key ``onnx`` of a policy config.
+
+    Attributes:
+        folder: that ``vla-prune export`` wrote for this policy.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: of the CPU; 0 leaves the choice to ONNX Runtime.
+    """
+
+    folder: str
+    provider: str = "cpu"
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,23 @@ class OrtAdapter:
             with clock.stage("projector"):
                 visual = model.projector(encoded.to(model.projector.fc1.weight.dtype))
         return cut_at_projector(visual, call, torch.cat([encoded, scores[..., None]], dim=-1))
+
+
+def see_by_onnx(adapter: Any, config: OrtConfig) -> OrtAdapter:
+    """A policy that sees by its export.
+
+    Raises:
+        UnsupportedError: the policy is of a family that cannot be exported.
+        CheckpointError: the export is another policy's.
+    """
+    if not isinstance(adapter, OpenVLAAdapter):
+        raise UnsupportedError(
+            f"onnx: {adapter.name} cannot see by ONNX Runtime, only policies of adapter 'openvla' "
+            "can; take the key out of the policy config."
+        )
+    views = adapter.model.config.views
+    vision = OrtVision(config.folder, adapter.encoder(), views, config.provider, config.threads)
+    return OrtAdapter(adapter, vision)
 
 
 def carried_scores(tokens: Tensor, places: Tensor, views: int) -> Tensor:
