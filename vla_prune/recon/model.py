@@ -8,7 +8,7 @@ no training and no policy.
 
 Example::
 
-    pruner = ReconPruner(published_3b())                        # 77.1 M parameters
+    pruner = ReconPruner(ReconConfig(hidden=2048))    # the published size: 77.1 M parameters
     scores = pruner(tokens, places)                             # [B, N, 2048] -> [B, N]
 """
 
@@ -29,7 +29,7 @@ POSITIONS = ("mrope", "none")
 
 @dataclass(frozen=True)
 class ReconConfig:
-    """Sizes of the pruner.
+    """Sizes of the pruner; those of the paper, for Qwen2.5-VL-3B, unless others are given.
 
     Attributes:
         hidden: width; that of the vision encoder's tokens.
@@ -107,11 +107,6 @@ class DecoderConfig:
         """Refuse sizes that are none."""
         for name in ("layers", "ffn", "head_hidden", "pixels"):
             check_least("recon decoder", 1, **{name: getattr(self, name)})
-
-
-def published_3b() -> ReconConfig:
-    """The paper's size, for Qwen2.5-VL-3B: 0.07 B parameters."""
-    return ReconConfig(hidden=2048)
 
 
 class FullAttentionLayer(nn.Module):
