@@ -108,6 +108,13 @@ def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfi
     """
     made = {"model": {}} | dict(data)
     configs.check_keys(where, TrainConfig, made)
+    if isinstance(made["model"], Mapping):
+        if "hidden" in made["model"]:
+            raise ConfigError(
+                f"{where}: model: hidden is {made['model']['hidden']!r}, but follows the policy's "
+                f"encoder, whose tokens are {hidden} wide; leave it out."
+            )
+        made["model"] = {**made["model"], "hidden": hidden}
     for name, cls in (
         ("data", DataConfig),
         ("model", ReconConfig),
@@ -115,13 +122,6 @@ def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfi
         ("loss", LossConfig),
     ):
         part = made.get(name, {})
-        own = {"hidden": hidden} if name == "model" and isinstance(part, Mapping) else {}
-        for key in own.keys() & part:
-            raise ConfigError(
-                f"{where}: model: {key} is {part[key]!r}, but follows the policy's encoder, whose "
-                f"tokens are {hidden} wide; leave it out."
-            )
-        part = {**part, **own} if own else part
         configs.check_keys(f"{where}: {name}", cls, part)
         made[name] = cls(**part)
     return TrainConfig(**made)
