@@ -154,7 +154,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvaluateConfig:
     data = config.load(name, overrides, kind="run")
     config.check_keys(name, EvaluateConfig, data)
     domains = {}
-    for domain, part in (data["domains"] or {}).items():
+    for domain, part in data["domains"].items():
         config.check_keys(f"{name}: domains.{domain}", DomainConfig, part)
         domains[domain] = DomainConfig(**part)
     return EvaluateConfig(**(data | {"domains": domains}))

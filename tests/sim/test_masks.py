@@ -434,7 +434,7 @@ def test_the_position_prior_is_the_mean_label_of_the_training_demonstrations(eva
 @pytest.mark.parametrize(
     ("changes", "domain", "said"),
     [
-        ({"domains": None}, {}, "'domains' names none"),
+        ({"domains": None}, {}, "domains is None; it takes a mapping"),
         ({"domains": {}}, {}, "'domains' names none"),
         ({"frames": 0}, {}, "frames is 0; give 1 or more"),
         ({"shares": [2]}, {}, r"shares has 2; a share of the tokens is in \(0, 1\]"),
