@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vla_prune_sim.rollout import RunConfig
+from vla_prune_sim.play import pruner_of
+from vla_prune_sim.rollout import Row, RunConfig
 
 from vla_prune import report
 from vla_prune.build import build_adapter
 from vla_prune.cost import prefill_macs, tokens_per_layer
+from vla_prune.pruner import Pruner
+from vla_prune.recon.bind import bind, scoring_macs
 
 POOLED = "pooled"
+OURS, MINUS = "tri_level", "tri_level_minus"
 
 
 def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -46,10 +50,13 @@ def rows(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> list[dict[s
     for result in results if pooled else ():
         groups[(POOLED, *_row(result))].append(result)
     macs = _Macs(config)
-    made = [_summary(key[0], group, dense, macs) for key, group in groups.items()]
+    made = {key: _summary(key[0], group, dense, macs) for key, group in groups.items()}
     if config.ablation:
-        made = [row | {"variant": Path(row.get("recipe") or row["driver"]).name} for row in made]
-    return made
+        for key, row in made.items():
+            row["variant"] = Path(row.get("recipe") or row["driver"]).name
+            if row["variant"] == OURS:
+                row[MINUS] = _minus_others(key, groups)
+    return list(made.values())
 
 
 def short(
@@ -66,7 +73,7 @@ def short(
         control = row.get("control", "none")
         told.append({"name": name if control == "none" else f"{name}, {control}", **row})
     columns = dict.fromkeys(name for row in told for name in row)
-    hidden = {"recipe", "driver", "control", "macs", "variant", "parts_diff"}
+    hidden = {"recipe", "driver", "control", "macs", "variant", "parts_diff", MINUS}
     hidden |= {"suite"} if len({row["suite"] for row in rows}) == 1 else set()
     return told, [c for c in columns if c not in hidden and not c.endswith(report.UNITS)]
 
@@ -78,10 +85,6 @@ def _summary(
     measure = next(iter(first["outcome"]))  # what counts most
     parts = dict.fromkeys(name for r in group for name in r["outcome"])
     paired = [r for r in group if _place(r) in dense]
-    difference, interval = report.paired_interval(
-        [r["outcome"][measure] for r in paired],
-        [dense[_place(r)]["outcome"][measure] for r in paired],
-    )
     names = [name for name in ("recipe", "driver", "keep_ratio", "control") if name in first]
     summary = {"suite": suite} | {name: first[name] for name in names}
     summary["episodes"] = len(group)
@@ -90,7 +93,7 @@ def _summary(
         summary[name] = float(np.mean(known)) if known else None
     if errors := sum("error" in r for r in group):
         summary["errors"] = errors
-    summary |= {"diff": difference, "diff_ci": list(interval)}
+    summary |= _difference(group, dense, measure)
     if told := _parts_diff(parts, measure, paired, dense):
         summary["parts_diff"] = told
     if "driver" in first:
@@ -103,6 +106,36 @@ def _summary(
         "macs": float(np.mean([macs for _, macs in counts])) if counts else None,
         "time_ratio": float(np.median(ratios)) if ratios else dense_ratio,
     }
+
+
+def _difference(
+    group: Iterable[Mapping[str, Any]], other: Mapping[tuple, Any], measure: str
+) -> dict[str, Any]:
+    """What a row has more of ``measure`` than another at the same places, and the interval."""
+    pairs = [(r, other[_place(r)]) for r in group if _place(r) in other]
+    columns = [[r["outcome"][measure] for r in column] for column in zip(*pairs, strict=True)]
+    difference, interval = report.paired_interval(*(columns or ([], [])))
+    return {"diff": difference, "diff_ci": list(interval)}
+
+
+def _minus_others(
+    key: tuple, groups: Mapping[tuple, list[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Our row against all others of its suite and budget: row -> difference, interval, episodes.
+
+    Pairs are over the places where both were run.
+    """
+    ours, told = groups[key], {}
+    measure = next(iter(ours[0]["outcome"]))
+    for other, group in groups.items():
+        if other == key or (other[0], *other[2:]) != (key[0], *key[2:]) or "driver" in group[0]:
+            continue
+        there = {_place(r): r for r in group}
+        count = sum(_place(r) in there for r in ours)
+        if count:
+            difference = _difference(ours, there, measure)
+            told[Path(other[1]).name] = difference | {"episodes": count}
+    return told
 
 
 def _parts_diff(
@@ -125,23 +158,34 @@ def _parts_diff(
 
 
 class _Macs:
-    """Visual tokens kept and multiply-accumulates of the language model, per policy call."""
+    """Visual tokens kept, and multiply-accumulates of language model and reconstructor, a call."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.adapters: dict[str, Any] = {}
+        self.pruners: dict[tuple, Pruner] = {}
 
     def of(self, result: Mapping[str, Any]) -> tuple[float, float]:
         suite = result["suite"]
         if suite not in self.adapters:
             self.adapters[suite] = build_adapter(self.config.suites[suite].policy)
-        pruned, dense = (self._call(self.adapters[suite], kept) for kept in (result["kept"], {}))
+        adapter, pruner = self.adapters[suite], self._pruner(result)
+        pruned, dense = (self._call(adapter, pruner, kept) for kept in (result["kept"], {}))
         return tuple(_mixed(result, ours, full) for ours, full in zip(pruned, dense, strict=True))
 
-    def _call(self, adapter: Any, kept: Mapping[str, int]) -> tuple[int, float]:
+    def _pruner(self, result: Mapping[str, Any]) -> Pruner:
+        """The recipe of an episode, with the networks that it scores by."""
+        suite, recipe, ratio = (result[name] for name in ("suite", "recipe", "keep_ratio"))
+        if (suite, recipe, ratio) not in self.pruners:
+            pruner = pruner_of(Row(recipe, ratio), self.config.cut_layer)
+            [self.pruners[suite, recipe, ratio]] = bind([pruner], self.adapters[suite])
+        return self.pruners[suite, recipe, ratio]
+
+    def _call(self, adapter: Any, pruner: Pruner, kept: Mapping[str, int]) -> tuple[int, float]:
         total = adapter.layout.total
         lengths = tokens_per_layer(adapter.shape, total, adapter.other_tokens, kept)
-        return min([total, *kept.values()]), prefill_macs(adapter.shape, lengths)
+        macs = prefill_macs(adapter.shape, lengths) + scoring_macs(pruner, adapter.layout, kept)
+        return min([total, *kept.values()]), macs
 
 
 def _mixed(result: Mapping[str, Any], pruned: float, dense: float) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_prune import bench
+from vla_prune import bench, build
 from vla_prune.errors import ConfigError
 
 TINY = """# x
@@ -45,3 +45,39 @@ def test_history_is_full_before_anything_is_timed(policy: str) -> None:
 def test_an_empty_bench_is_refused(policy: str) -> None:
     with pytest.raises(ConfigError, match="at least one recipe"):
         bench.run(bench.BenchConfig(policy, []))
+
+
+POCKET = """# x
+# y
+adapter: openvla
+weights: random
+config:
+  towers:
+    - {kind: conv, image_size: 32, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
+  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
+        num_attention_heads: 2}
+  views: [image]
+  form: oft
+  chunk: 2
+  slots_per_step: 1
+device: cpu
+"""
+
+
+def test_the_foreground_network_counts_among_the_cost(tmp_path: Path) -> None:
+    from vla_prune.recon.bind import load_network
+    from vla_prune.recon.model import recon_macs
+
+    (tmp_path / "pocket.yaml").write_text(POCKET)
+    recipe = "cuts: [{site: projector, scorers: [%s], selector: topk, budget: constant}]\n"
+    (tmp_path / "norm.yaml").write_text(recipe % "norm")
+    (tmp_path / "ours.yaml").write_text(recipe % "{name: foreground, weights: random}")
+    recipes = [str(tmp_path / "norm.yaml"), str(tmp_path / "ours.yaml")]
+    config = bench.BenchConfig(str(tmp_path / "pocket.yaml"), recipes, [1.0, 0.25], 1, 0)
+    made = {(Path(r["recipe"]).stem, r["keep_ratio"]): r for r in bench.run(config)["rows"]}
+    network = load_network("random", build.build_adapter(config.policy))
+    scoring = recon_macs(network.config, 64)
+    norm, ours = made["norm", 0.25], made["ours", 0.25]
+    assert ours["macs"] - norm["macs"] == pytest.approx(scoring)
+    assert ours["ideal"] == pytest.approx(made["dense", 1.0]["macs"] / ours["macs"])
+    assert made["ours", 1.0]["macs"] == made["dense", 1.0]["macs"]  # nothing is scored

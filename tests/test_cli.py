@@ -75,7 +75,7 @@ def test_an_export_that_differs_from_torch_is_a_failure(
     from vla_prune import cli
     from vla_prune.recon import export
 
-    monkeypatch.setattr(export, "export", lambda *_: {"parity": {"different": 1}})
+    monkeypatch.setattr(export, "export", lambda *_: {"parity": {"passed": False}})
     monkeypatch.setattr(export, "told", lambda _: "1 of 10 frames differ")
     monkeypatch.setattr(
         sys, "argv", ["vla-prune", "export", "pocket_libero_spatial", "--out", str(tmp_path)]

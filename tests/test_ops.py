@@ -42,6 +42,14 @@ def test_topk_is_the_k_best_in_ascending_order():
     assert topk_indices(scores, 0).shape == (2, 0)
 
 
+@pytest.mark.parametrize("n", [6, 300, 3000])
+def test_of_equal_scores_the_lower_index_stays(n: int):
+    assert topk_indices(torch.zeros(2, n), 5).tolist() == [list(range(5))] * 2
+    scores = torch.zeros(1, n)
+    scores[0, -1] = 1.0
+    assert topk_indices(scores, 3).tolist() == [[0, 1, n - 1]]
+
+
 def test_ranks_run_from_zero_to_one():
     ranks = rank_normalise(torch.tensor([[3.0, -1.0, 7.0, 100.0, 5.0]]))
     assert ranks.tolist() == [[0.25, 0.0, 0.75, 1.0, 0.5]]

@@ -109,12 +109,22 @@ def test_ablations_hold_the_signals_that_they_name():
         assert signals(name) == set(name.split("_"))
 
 
+def test_the_causal_bias_is_one_change_of_its_own():
+    """From our rows to the prefill's, and from there to no repair: one field each."""
+    ours, rows, raw = (
+        build_recipe(name).cuts[-1].scorers[0]
+        for name in ("tri_level", "ablation/prefill_rows", "ablation/raw_prefill")
+    )
+    assert replace(ours, rows="prefill") == rows
+    assert replace(rows, debias=False) == raw
+
+
 @pytest.mark.parametrize(
-    ("keep", "early", "late"), [(0.125, 0.25, 0.125), (0.25, 0.5, 0.25), (0.75, 1.0, 0.75)]
+    ("keep", "early"), [(0.0625, 0.25), (0.25, 0.5), (0.49, 0.7), (0.5, 0.5**0.5), (1.0, 1.0)]
 )
-def test_one_ratio_is_that_of_the_last_cut(keep: float, early: float, late: float):
+def test_one_ratio_is_that_of_the_last_cut_and_both_cuts_cut(keep: float, early: float):
     made = build_recipe("tri_level", keep, cut_layer=2)
-    assert [cut.budget.keep_ratio for cut in made.cuts] == [early, late]
+    assert [cut.budget.keep_ratio for cut in made.cuts] == [pytest.approx(early), keep]
     assert [cut.site for cut in made.cuts] == ["projector", "decoder.2"]
 
 
@@ -123,6 +133,8 @@ def test_a_single_cut_that_is_left_keeps_the_ratio_itself():
     assert (early.site, early.budget.keep_ratio) == ("projector", 0.125)
     (late,) = build_recipe("ablation/late_only", 0.125).cuts
     assert (late.site, late.budget.keep_ratio) == ("decoder.3", 0.125)
+    (late,) = build_recipe("dual_level", 0.5).cuts
+    assert (late.site, late.budget.keep_ratio) == ("decoder.3", 0.5)
 
 
 def test_cuts_by_name_can_be_changed_and_taken_out(tmp_path: Path):

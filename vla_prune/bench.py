@@ -2,8 +2,9 @@
 
 What is measured: one policy call end to end, and its stages. Dense and all variants take turns; a
 ``speedup`` is the median over the rounds of dense time by variant time, so that drift of the
-machine cancels. ``ideal`` is the ratio of multiply-accumulates of the language model's pass;
-``ceiling`` what this policy would gain if that pass took no time at all.
+machine cancels. ``ideal`` is the ratio of multiply-accumulates of the language model's pass, a
+recipe's foreground network counted with its own; ``ceiling`` what this policy would gain if that
+pass took no time at all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vla_prune.cost import amdahl_ceiling, prefill_macs, tokens_per_layer
 from vla_prune.errors import ConfigError
 from vla_prune.policy import attach
 from vla_prune.pruner import Pruner
+from vla_prune.recon.bind import bind, scoring_macs
 from vla_prune.types import ActionChunk, Observation, PolicyState
 
 
@@ -135,7 +137,9 @@ def _row(adapter: Adapter, variant: Variant, dense: Variant) -> dict[str, Any]:
     kept = {site: len(index) for site, index in variant.chunk.kept.items()}
     lengths = tokens_per_layer(adapter.shape, adapter.layout.total, adapter.other_tokens, kept)
     full = tokens_per_layer(adapter.shape, adapter.layout.total, adapter.other_tokens, {})
-    macs, dense_macs = prefill_macs(adapter.shape, lengths), prefill_macs(adapter.shape, full)
+    [bound] = bind([variant.pruner], adapter)
+    macs = prefill_macs(adapter.shape, lengths) + scoring_macs(bound, adapter.layout, kept)
+    dense_macs = prefill_macs(adapter.shape, full)
     median, dense_median = float(np.median(variant.total_ms)), float(np.median(dense.total_ms))
     dense_prefill = _stage(dense, "prefill", 50)
     return {

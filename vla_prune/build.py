@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from math import log
 from typing import Any
 
 from vla_prune import config
@@ -38,9 +39,9 @@ def build_recipe(
 
     Args:
         name: a file of ``configs/recipe`` or a path.
-        keep_ratio: what the last cut keeps. Earlier ones keep as much more as they do in the
-            recipe, at most all: if it says 0.5 and then 0.25, 0.1 makes it 0.2 and 0.1. Budgets
-            without a ratio stay.
+        keep_ratio: what the last cut keeps. Earlier ones do the same part of the way there, in
+            powers, so that each cuts at every ratio below 1: if the recipe says 0.5 and then
+            0.25, 0.64 makes it 0.8 and 0.64. Budgets without a ratio stay.
         overrides: ``a.b=c`` strings on the recipe's keys.
         cut_layer: moves the decoder cut of the recipe to this layer, for decoders of another
             depth.
@@ -66,13 +67,14 @@ def build_recipe(
 
 
 def _kept(cuts: Sequence[Cut], keep_ratio: float) -> list[Cut]:
-    """The same cuts, scaled so that the last one that has a ratio keeps this one."""
+    """The same cuts, but the last one that has a ratio keeps this one."""
     ratios = [getattr(cut.budget, "keep_ratio", None) for cut in cuts]
     last = next((ratio for ratio in reversed(ratios) if ratio is not None), None)
     made = []
     for cut, ratio in zip(cuts, ratios, strict=True):
         if ratio is not None:
-            kept = keep_ratio if ratio == last else min(1.0, keep_ratio * ratio / last)
+            part = log(ratio) / log(last) if last < 1.0 else 1.0
+            kept = keep_ratio if ratio == last else keep_ratio**part
             cut = replace(cut, budget=replace(cut.budget, keep_ratio=kept))
         made.append(cut)
     return made
@@ -113,14 +115,15 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
     """A model family from a policy config: ``{adapter: NAME, its arguments}``.
 
     ``prompt_layer`` may stand in any: the decoder layer whose prompt rows look at what the prompt
-    names, for recipes that ask for the policy's.
+    names, for recipes that ask for the policy's. So may ``onnx``, a folder of ``vla-prune export``
+    or the fields of :class:`vla_prune.recon.ort.OrtConfig`: the policy then sees by ONNX Runtime.
     """
     data = config.load(name, overrides, kind="policy")
     kind = data.pop("adapter", None)
     if kind not in ADAPTERS:
         raise did_you_mean(str(name), "adapter", str(kind), ADAPTERS)
     data.pop("name", None)
-    layer = data.pop("prompt_layer", None)
+    layer, onnx = data.pop("prompt_layer", None), data.pop("onnx", None)
     if layer is not None and not (isinstance(layer, int) and layer >= 0):
         raise ConfigError(
             f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; "
@@ -128,7 +131,15 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
         )
     adapter = import_object(ADAPTERS[kind])(data)
     adapter.prompt_layer = layer
-    return adapter
+    return adapter if onnx is None else _by_onnx(f"policy {name!r}: onnx", adapter, onnx)
+
+
+def _by_onnx(where: str, adapter: Any, given: Any) -> Any:
+    from vla_prune.recon.ort import OrtConfig, see_by_onnx
+
+    data = {"folder": given} if isinstance(given, str) else given
+    config.check_keys(where, OrtConfig, data)
+    return see_by_onnx(adapter, OrtConfig(**data))
 
 
 def import_object(path: str) -> Any:

@@ -58,3 +58,18 @@ def did_you_mean(where: str, kind: str, given: str, known: Iterable[str]) -> Con
     close = difflib.get_close_matches(given, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return ConfigError(f"{where}: {kind} {given!r} is unknown{hint} Known: {', '.join(names)}.")
+
+
+def check_least(where: str, least: float, above: bool = False, **values: float | None) -> None:
+    """Refuse numbers that are too small, by name; None is no number and passes.
+
+    Args:
+        where: file or object in which they stand.
+        least: the smallest that works.
+        above: the numbers must be greater than that.
+        values: by name.
+    """
+    for name, value in values.items():
+        if value is not None and not (value > least or (value == least and not above)):
+            wanted = f"more than {least:g}" if above else f"{least:g} or more"
+            raise ConfigError(f"{where}: {name} is {value}; give {wanted}.")

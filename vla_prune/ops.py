@@ -16,8 +16,12 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def topk_indices(scores: Tensor, k: int) -> Tensor:
-    """Indices of the ``k`` highest scores in ascending order: ``[B, N]`` -> ``[B, k]``."""
-    return scores.topk(k, dim=-1).indices.sort(dim=-1).values
+    """Indices of the ``k`` highest scores in ascending order: ``[B, N]`` -> ``[B, k]``.
+
+    Of equal scores the lower index stays, as in ONNX; torch's own top-k promises nothing.
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :k].sort(dim=-1).values
 
 
 def topk_mask(scores: Tensor, k: int) -> Tensor:

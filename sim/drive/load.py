@@ -43,7 +43,7 @@ def open_world(path: str | Path) -> World:
         path: a nuScenes root, one of its version folders (where it has several, as in
             ``/data/nuscenes/v1.0-mini``), or a folder of ScenarioNet pickles.
     """
-    root, version, pickles = _find(path)
+    root, version, pickles = find_root(path)
     if not pickles:
         return _nuscenes(root, version)
     from vla_prune_sim.drive.load_scenarionet import load_scenarionet
@@ -67,7 +67,7 @@ def count_scenes(path: str | Path) -> tuple[int, str]:
     Returns:
         ``(count, "v1.0-synthetic-1a2b3c4d")``: the label with a hash behind it.
     """
-    root, version, pickles = _find(path)
+    root, version, pickles = find_root(path)
     if pickles:
         sizes = [f"{name} {file.stat().st_size}" for name, file in pickles.items()]
         return len(pickles), f"scenarionet-{_short_hash(sizes)}"
@@ -90,7 +90,7 @@ def _short_hash(told: list[str]) -> str:
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
 
 
-def _find(path: str | Path) -> tuple[Path, str | None, dict[str, Path]]:
+def find_root(path: str | Path) -> tuple[Path, str | None, dict[str, Path]]:
     """A root, its version where it is known, and no pickles; or a folder of these."""
     path = Path(path).expanduser().resolve()
     if not path.is_dir():

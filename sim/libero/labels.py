@@ -16,6 +16,7 @@ from .scene import Scene
 
 PATCHES = 12
 RAYS = 3  # a patch and side
+COLLISION, DRAWN = 0, 1  # groups of geoms
 BACKGROUND, TARGET, GOAL, ROBOT, OTHER = range(5)
 
 
@@ -25,22 +26,8 @@ def patches(scene: Scene, target: str, goal: str, camera: str) -> np.ndarray:
     0 background, 1 target, 2 goal (plate or basket), 3 robot, 4 another movable object. The first
     of target, goal, other, robot that two of a patch's nine rays hit.
     """
-    model, data = scene.model, scene.data
-    side = PATCHES * RAYS
-    grid = (np.arange(side) + 0.5) / side
-    half = np.tan(np.radians(model.cam_fovy[model.camera(camera).id]) / 2)
-    u, v = np.meshgrid(grid, grid)
-    rays = np.stack([(2 * u - 1) * half, (1 - 2 * v) * half, -np.ones_like(u)], axis=-1)
-    cam = model.camera(camera).id
-    rays = (rays.reshape(-1, 3) @ data.cam_xmat[cam].reshape(3, 3).T).ravel()
-    count = side * side
-    hit, away = np.full(count, -1, np.int32), np.empty(count)
-    # Group 0 holds the collision shapes.
-    group = np.array([1, 0, 0, 0, 0, 0], np.uint8)
-    eye = data.cam_xpos[cam].copy()
-    mujoco.mj_multiRay(model, data, eye, rays, group, 1, -1, hit, away, None, count, 10.0)
-    _hand_too(scene, eye, rays.reshape(-1, 3), hit, away)
-    table = np.full(model.ngeom + 1, BACKGROUND, np.uint8)
+    hit = shown_geoms(scene, camera, PATCHES * RAYS, COLLISION)
+    table = np.full(scene.model.ngeom + 1, BACKGROUND, np.uint8)
     for name, kind in [(n, OTHER) for n in scene.objects] + [
         ("robot", ROBOT),
         (goal, GOAL),
@@ -55,21 +42,32 @@ def patches(scene: Scene, target: str, goal: str, camera: str) -> np.ndarray:
     return result
 
 
-def _hand_too(
-    scene: Scene, eye: np.ndarray, rays: np.ndarray, hit: np.ndarray, away: np.ndarray
-) -> None:
-    """Add the hits on the gripper's palm, which `mj_multiRay` of MuJoCo 3.8 passes through."""
+def shown_geoms(scene: Scene, camera: str, side: int, group: int) -> np.ndarray:
+    """The geom behind each pixel of an upright picture, ``[side, side]`` int32; -1 for none.
+
+    One `mj_ray` a pixel: `mj_multiRay` of MuJoCo 3.8 passes through the hand and the fingers where
+    the camera is near them.
+
+    Args:
+        scene: at this instant.
+        camera: its name in the model.
+        side: of the picture, pixels.
+        group: of the geoms that stop a ray, ``COLLISION`` or ``DRAWN``.
+    """
     model, data = scene.model, scene.data
-    palm = model.geom("gripper0_hand_collision").id
-    to = data.geom_xpos[palm] - eye
-    # Distance of the palm's centre from each ray; only rays through its bounding sphere count.
-    length = np.linalg.norm(rays, axis=1)
-    along = rays @ to / length
-    off = np.sqrt(np.maximum(to @ to - along**2, 0.0))
-    for i in np.flatnonzero(off < model.geom_rbound[palm]):
-        reach = mujoco.mj_rayMesh(model, data, palm, eye, rays[i])
-        if reach >= 0 and (hit[i] < 0 or reach < away[i]):
-            hit[i], away[i] = palm, reach
+    cam = model.camera(camera).id
+    grid = (np.arange(side) + 0.5) / side
+    half = np.tan(np.radians(model.cam_fovy[cam]) / 2)
+    u, v = np.meshgrid(grid, grid)
+    rays = np.stack([(2 * u - 1) * half, (1 - 2 * v) * half, -np.ones_like(u)], axis=-1)
+    rays = rays.reshape(-1, 3) @ data.cam_xmat[cam].reshape(3, 3).T
+    eye = data.cam_xpos[cam].copy()
+    groups = (np.arange(6) == group).astype(np.uint8)
+    geom, hit = np.empty(1, np.int32), np.empty(len(rays), np.int32)
+    for i, ray in enumerate(rays):
+        mujoco.mj_ray(model, data, eye, ray, groups, 1, -1, geom)
+        hit[i] = geom[0]
+    return hit.reshape(side, side)
 
 
 def pixel(scene: Scene, point: np.ndarray, camera: str) -> tuple[np.ndarray, bool]:

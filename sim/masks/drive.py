@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 import shapely
 from shapely.geometry import Polygon
-from vla_prune_sim.drive.load import open_world
+from vla_prune_sim.drive.load import find_root, open_world
 from vla_prune_sim.drive.load_map import load_map
-from vla_prune_sim.drive.load_nuscenes import find_version, load_root, read_image
+from vla_prune_sim.drive.load_nuscenes import load_root, read_image
 from vla_prune_sim.drive.nuscenes_format import VERSION
 from vla_prune_sim.drive.render import ROAD, Renderer
 from vla_prune_sim.drive.scene import CAMERAS, Scene
 from vla_prune_sim.masks.index import Entry
 
-from vla_prune.errors import MissingError
+from vla_prune.errors import MissingError, UnsupportedError
 
 FOREGROUND = ("human.", "vehicle.", "movable_object.barrier", "movable_object.trafficcone")
 NEAR_M = 0.5  # boxes and ground nearer than this are cut off
@@ -44,9 +44,12 @@ def root_entries(root: Path, annotations: bool = False) -> Iterator[Entry]:
         for name in world.names:
             yield from exact_entries(world.load(name))
         return
-    folder = root.parent if root.name.startswith("v1.0-") else root
-    version = find_version(folder, root.name if root.name.startswith("v1.0-") else None)
-    yield from annotated_entries(folder, version)
+    folder, _, pickles = find_root(root)
+    if pickles:
+        raise UnsupportedError(
+            f"{root} holds ScenarioNet pickles, which have no pictures; give a nuScenes root."
+        )
+    yield from annotated_entries(folder, world.label)
 
 
 # --- exact --------------------------------------------------------------------------------------
@@ -73,8 +76,8 @@ def exact_entries(scene: Scene) -> Iterator[Entry]:
 
     for number, step in enumerate(scene.keyframes.tolist()):
         for channel in scene.cameras:
-            key = f"{scene.name}__{channel}__{step:04d}"
-            yield Entry(key, channel, scene.name, maker(channel, number, step))
+            key, frame = f"{scene.name}__{channel}__{step:04d}", f"{scene.name}__{step:04d}"
+            yield Entry(key, channel, scene.name, frame, maker(channel, number, step))
 
 
 _last: list[tuple[Scene, tuple[int, int], Renderer]] = []
@@ -116,8 +119,9 @@ def annotated_entries(root: Path, version: str) -> Iterator[Entry]:
             sample = tables.get("sample", token)
             for channel in CAMERAS:
                 key = f"{scene['name']}__{channel}__{number:04d}"
+                frame = f"{scene['name']}__{number:04d}"
                 maker = _annotated(tables, root, location, sample["data"][channel])
-                yield Entry(key, channel, scene["name"], maker)
+                yield Entry(key, channel, scene["name"], frame, maker)
             token, number = sample["next"], number + 1
 
 
@@ -158,7 +162,10 @@ def annotated_mask(
     lens = scale @ np.array(mount["camera_intrinsic"], float)
     mask = np.zeros((height, width), np.uint8)
     for rings in _ground(root, location, np.array(pose["translation"])[:2]):
-        flat = [_pixels(np.column_stack([r, np.zeros(len(r))]), eye, turn, lens) for r in rings]
+        flat = [
+            clipped_pixels((np.column_stack([r, np.zeros(len(r))]) - eye) @ turn @ lens.T, size)
+            for r in rings
+        ]
         if any(len(ring) > 2 for ring in flat):
             cv2.fillPoly(mask, [ring for ring in flat if len(ring) > 2], 1)
     outlines = np.zeros_like(mask)
@@ -167,7 +174,7 @@ def annotated_mask(
     for box in sorted(boxes, key=lambda b: -np.linalg.norm(b.center - eye)):
         if tables.get("sample_annotation", box.token)["visibility_token"] == HIDDEN:
             continue
-        hull = _hull(box.corners().T, eye, turn, lens)
+        hull = _hull(box.corners().T, eye, turn, lens, size)
         if hull is not None:
             cv2.fillConvexPoly(mask, hull, int(box.name.startswith(FOREGROUND)))
             cv2.polylines(outlines, [hull], True, 1, 2 * band + 1)
@@ -190,19 +197,31 @@ def _ground(root: Path, location: str, at: np.ndarray) -> list[list[np.ndarray]]
     return found
 
 
-def _pixels(points: np.ndarray, eye: np.ndarray, turn: np.ndarray, lens: np.ndarray) -> np.ndarray:
-    """A polygon ``[P, 3]`` of the world as pixels ``[Q, 2]`` int32, what is too near cut off."""
-    seen, kept = (points - eye) @ turn, []
-    for here, there in zip(seen, np.roll(seen, -1, axis=0), strict=True):
-        if here[2] >= NEAR_M:
-            kept.append(here)
-        if (here[2] >= NEAR_M) != (there[2] >= NEAR_M):
-            share = (NEAR_M - here[2]) / (there[2] - here[2])
-            kept.append(here + share * (there - here))
-    if not kept:
-        return np.zeros((0, 2), np.int32)
-    spots = np.array(kept) @ lens.T
-    return np.rint(np.clip(spots[:, :2] / spots[:, 2:], -30_000, 30_000)).astype(np.int32)
+def clipped_pixels(spots: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The part of a polygon that lies before the camera and around the picture, edges straight.
+
+    Args:
+        spots: ``[P, 3]`` corners as ``(u z, v z, z)``: pixels times metres ahead, and these.
+        size: width and height of the picture; one more to each side is kept, so that what is
+            drawn along a cut edge is not seen.
+
+    Returns:
+        ``[Q, 2]`` int32 pixels; nothing if all is elsewhere.
+    """
+    width, height = size
+    planes = ((0, 0, 1), (1, 0, width), (-1, 0, 2 * width), (0, 1, height), (0, -1, 2 * height))
+    for number, plane in enumerate(planes):
+        inside = spots @ np.array(plane, float) - (NEAR_M if number == 0 else 0.0)
+        kept = []
+        for here, there, a, b in zip(
+            spots, np.roll(spots, -1, axis=0), inside, np.roll(inside, -1), strict=True
+        ):
+            if a >= 0:
+                kept.append(here)
+            if (a >= 0) != (b >= 0):
+                kept.append(here + a / (a - b) * (there - here))
+        spots = np.array(kept).reshape(-1, 3)
+    return np.rint(spots[:, :2] / spots[:, 2:]).astype(np.int32)
 
 
 # Corners of a devkit box: four in front, four behind, in the same turn.
@@ -211,9 +230,13 @@ EDGES += [(i, i + 4) for i in range(4)]
 
 
 def _hull(
-    corners: np.ndarray, eye: np.ndarray, turn: np.ndarray, lens: np.ndarray
+    corners: np.ndarray,
+    eye: np.ndarray,
+    turn: np.ndarray,
+    lens: np.ndarray,
+    size: tuple[int, int],
 ) -> np.ndarray | None:
-    """Convex outline of a box in pixels ``[Q, 2]`` int32, or None if it is behind."""
+    """Convex outline of a box in pixels ``[Q, 2]`` int32, or None if it is out of sight."""
     seen = (corners - eye) @ turn
     points = [p for p in seen if p[2] >= NEAR_M]
     for a, b in EDGES:
@@ -223,5 +246,6 @@ def _hull(
     if len(points) < 3:
         return None
     spots = np.array(points) @ lens.T
-    flat = np.clip(spots[:, :2] / spots[:, 2:], -30_000, 30_000).astype(np.float32)
-    return np.rint(cv2.convexHull(flat)[:, 0]).astype(np.int32)
+    outline = cv2.convexHull((spots[:, :2] / spots[:, 2:]).astype(np.float32))[:, 0]
+    shown = clipped_pixels(np.column_stack([outline, np.ones(len(outline))]), size)
+    return shown if len(shown) > 2 else None

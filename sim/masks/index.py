@@ -1,17 +1,20 @@
 """A folder of foreground masks as nuScenes-FG has it: pictures, masks and an index.
 
 One row of ``index.jsonl`` for each picture: ``image``, ``mask`` (PNG: 0 background, 255
-foreground, 128 neither), ``camera``, ``group`` (frames of one group are never split between
-training and validation), ``rows``, ``cols`` and ``labels`` (foreground share of each token, -1
-where it is not known). A call that was interrupted goes on where it stopped. Knows no source.
+foreground, 128 neither), ``camera``, ``frame`` (pictures of one instant share it), ``group``
+(frames of one group are never split between training and validation), ``rows``, ``cols`` and
+``labels`` (foreground share of each token, -1 where it is not known). ``source.json`` says what
+the masks were made of and how; a call that was interrupted goes on where it stopped, and one with
+other options is refused. Knows no source.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +22,7 @@ from PIL import Image
 from vla_prune.errors import ConfigError, ShapeError
 from vla_prune.recon.frames import IGNORE, INKS, cell_shares
 
-INDEX = "index.jsonl"
+INDEX, SOURCE = "index.jsonl", "source.json"
 INK = {kind: ink for ink, kind in INKS.items()}
 
 
@@ -31,6 +34,7 @@ class Entry:
         key: unique in the index and good as a file name.
         camera: its name, or empty.
         group: scene or episode.
+        frame: the instant: the same for all cameras' pictures of it.
         make: gives the picture, ``[H, W, 3]`` uint8 or the path where it is, and the mask ``[H,
             W]`` uint8: 0 background, 1 foreground, 2 ignore.
     """
@@ -38,6 +42,7 @@ class Entry:
     key: str
     camera: str
     group: str
+    frame: str
     make: Callable[[], tuple[np.ndarray | Path, np.ndarray]]
 
 
@@ -46,6 +51,7 @@ def write_index(
     out: Path,
     rows: int,
     cols: int,
+    source: Mapping[str, Any],
     report: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:
     """Write all that is not there yet.
@@ -55,6 +61,7 @@ def write_index(
         out: folder, which may be there from an earlier call.
         rows: of the token grid of ``labels``.
         cols: likewise.
+        source: what the masks are made of, and every option that changes one; plain data.
         report: called with the number of entries seen.
 
     Returns:
@@ -63,6 +70,7 @@ def write_index(
     if rows < 1 or cols < 1:
         raise ConfigError(f"masks make: a grid of {rows} x {cols} tokens; give 1 or more of each.")
     (out / "masks").mkdir(parents=True, exist_ok=True)
+    _check_source(out, dict(source))
     known = _known(out / INDEX, rows, cols)
     new = 0
     with (out / INDEX).open("a", encoding="utf-8") as file:
@@ -103,6 +111,7 @@ def _write(entry: Entry, out: Path, rows: int, cols: int) -> dict:
         "image": str(where),
         "mask": str(target),
         "camera": entry.camera,
+        "frame": entry.frame,
         "group": entry.group,
         "rows": rows,
         "cols": cols,
@@ -114,6 +123,19 @@ def _png(picture: np.ndarray, path: Path) -> None:
     partial = path.with_suffix(".partial")
     Image.fromarray(picture).save(partial, format="PNG")
     partial.replace(path)
+
+
+def _check_source(out: Path, source: dict[str, Any]) -> None:
+    """A folder belongs to one source and one set of options."""
+    path = out / SOURCE
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if (out / INDEX).is_file() and there != source:
+        name = next(n for n in {**source, **there} if there.get(n) != source.get(n))
+        raise ConfigError(
+            f"{out}: holds masks with {name} {there.get(name)!r}, this call has "
+            f"{source.get(name)!r}; name a new folder."
+        )
+    path.write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
 
 
 def _known(path: Path, rows: int, cols: int) -> set[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import mujoco
 import numpy as np
 from vla_prune_sim.libero.env import VIEWS, LiberoEnv
 from vla_prune_sim.libero.expert import GOALS, Expert
+from vla_prune_sim.libero.labels import DRAWN, shown_geoms
 from vla_prune_sim.libero.layouts import RandomLayout
 from vla_prune_sim.libero.scene import Scene
 from vla_prune_sim.masks.index import Entry
@@ -26,18 +26,8 @@ STEPS = 64
 
 def segments(scene: Scene, camera: str, size: int) -> np.ndarray:
     """Owner of what each pixel of an upright picture shows: ``[size, size]``, or empty."""
-    model, data = scene.model, scene.data
-    cam = model.camera(camera).id
-    grid = (np.arange(size) + 0.5) / size
-    half = np.tan(np.radians(model.cam_fovy[cam]) / 2)
-    u, v = np.meshgrid(grid, grid)
-    rays = np.stack([(2 * u - 1) * half, (1 - 2 * v) * half, -np.ones_like(u)], axis=-1)
-    rays = (rays.reshape(-1, 3) @ data.cam_xmat[cam].reshape(3, 3).T).ravel()
-    hit, away = np.full(size * size, -1, np.int32), np.empty(size * size)
-    drawn = np.array([0, 1, 0, 0, 0, 0], np.uint8)  # group 1 is what is meant to be seen
-    eye = data.cam_xpos[cam].copy()
-    mujoco.mj_multiRay(model, data, eye, rays, drawn, 1, -1, hit, away, None, size * size, 10.0)
-    return np.append(scene.geom_owner, "")[hit].reshape(size, size)
+    hit = shown_geoms(scene, camera, size, DRAWN)
+    return np.append(scene.geom_owner, "")[hit]
 
 
 def mask_of(owners: np.ndarray, scene: Scene, target: str, goal: str, others: int) -> np.ndarray:
@@ -87,7 +77,8 @@ def _episode(suite: str, task: int, seed: int, size: int, others: int) -> Iterat
                         return picture, mask_of(owners, scene, target, goal, others)
 
                     group = f"{suite}-{task}-{seed}"
-                    yield Entry(f"{group}__{view}__{step:03d}", view, group, make)
+                    key, frame = f"{group}__{view}__{step:03d}", f"{group}__{step:03d}"
+                    yield Entry(key, view, group, frame, make)
             if env.step(action)[2]:
                 return
     finally:

@@ -8,15 +8,15 @@ The files are those of :mod:`vla_prune_sim.train.demos` and of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-IMAGES = {"wrist": "eye_in_hand_rgb"}  # datasets that are not called as their view
+from vla_prune.recon.frames import dataset, is_held_out, open_demonstrations
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,17 @@ class FrameSet:
 
     def refresh(self) -> int:
         """Read shards that have arrived since; returns how many frames there are now."""
-        import h5py  # only trainers need it
-
         for path in sorted(self.folder.glob("**/*.hdf5")):
             if str(path) in self._seen:
                 continue
             self._seen.add(str(path))
-            with h5py.File(path, "r") as file:
+            with open_demonstrations(path) as file:
                 about = file["data"].attrs
                 self.views = tuple(json.loads(about["views"]))
                 self.classes = tuple(json.loads(about["patch_labels"]))
                 self._chunk = int(about["chunk"])
                 for demo in file["data"].values():
-                    if _held_out(int(demo.attrs["seed"])) == self.held_out:
+                    if is_held_out(str(int(demo.attrs["seed"]))) == self.held_out:
                         self._add(demo)
         return len(self)
 
@@ -90,8 +88,8 @@ class FrameSet:
             demo["states8"][()],
             demo["aux/patches"][()],
         )
-        keys = [IMAGES.get(view, f"{view}_rgb") for view in self.views]
-        views = np.stack([demo[f"obs/{key}"][()] for key in keys], axis=1)  # [F, V, H, W, 3]
+        pictures = [demo[f"obs/{dataset(view)}"][()] for view in self.views]
+        views = np.stack(pictures, axis=1)  # [F, V, H, W, 3]
         chunks, offsets = _chunks(demo, where, self._chunk), _offsets(demo, state)
         for row in range(len(where)):
             self.images.append(views[row])
@@ -118,6 +116,16 @@ class FrameSet:
         )
 
 
+def patch_labels(folder: str | Path, held_out: bool) -> Iterator[np.ndarray]:
+    """Patch classes alone, demonstration by demonstration: ``[F, V * n]`` uint8."""
+    for path in sorted(Path(folder).glob("**/*.hdf5")):
+        with open_demonstrations(path) as file:
+            for demo in file["data"].values():
+                if is_held_out(str(int(demo.attrs["seed"]))) == held_out:
+                    patches = demo["aux/patches"][()]
+                    yield patches.reshape(len(patches), -1)
+
+
 def _chunks(demo, where: np.ndarray, length: int) -> np.ndarray:
     """``[F, chunk, A]``: written as such, or taken from the run of actions."""
     if "chunks" in demo:
@@ -132,11 +140,6 @@ def _offsets(demo, state: np.ndarray) -> np.ndarray:
         return demo["aux/offsets"][()]
     ends = np.stack([demo["aux/target_pos"][()], demo["aux/goal_pos"][()]], axis=1)
     return (ends - state[:, None, :3]).reshape(len(state), -1)
-
-
-def _held_out(seed: int) -> bool:
-    """About every tenth demonstration, whatever shards there are."""
-    return crc32(str(seed).encode()) % 10 == 0
 
 
 def augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,11 @@ def tiny_adapter(seed: int = 0) -> OpenVLAAdapter:
     return OpenVLAAdapter(OpenVLA(tiny.POCKET), hashed_words)
 
 
+def built(data: dict) -> OpenVLAAdapter:
+    """As the builder of a policy config's adapter."""
+    return tiny_adapter()
+
+
 def write_demos(folder: Path, frames: int = 4) -> Path:
     """Grey noise; of each picture some patches are bright, and labelled so."""
     h5py = pytest.importorskip("h5py")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_prune.adapters.encoder import EncoderSpec, fingerprint
-from vla_prune.errors import CheckpointError, MissingError
+from vla_prune.errors import CheckpointError, ConfigError, MissingError
 from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor, save_reconstructor
 from vla_prune.recon.model import ReconConfig, ReconPruner, grid_places
 
@@ -47,6 +47,14 @@ def test_folders_of_something_else_are_refused(saved, tmp_path: Path):
     folder, _ = saved
     with pytest.raises(MissingError, match=r"no config\.json"):
         load_reconstructor(tmp_path, ENCODER)
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {"model": {}}))
+    with pytest.raises(ConfigError, match="field 'hidden' is missing"):
+        load_reconstructor(folder, ENCODER)
+    del document["model"]
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="'model' is missing"):
+        load_reconstructor(folder, ENCODER)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is no JSON"):
         load_reconstructor(folder, ENCODER)

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 
 from tests.models import tiny
+from vla_prune import build
 from vla_prune.adapters.openvla import OpenVLAAdapter, hashed_words
 from vla_prune.build import build_recipe
 from vla_prune.errors import (
@@ -28,6 +29,7 @@ from vla_prune.errors import (
     UnsupportedError,
 )
 from vla_prune.models import OpenVLA
+from vla_prune.ops import topk_indices
 from vla_prune.policy import attach
 from vla_prune.recon import export as exporting
 from vla_prune.recon.bind import load_network
@@ -42,8 +44,8 @@ from vla_prune.recon.export import (
     write_quantised,
 )
 from vla_prune.recon.model import ReconConfig, ReconPruner
-from vla_prune.recon.ort import OrtAdapter, OrtVision, open_session
-from vla_prune.recon.parity import compare, keep_best, random_images
+from vla_prune.recon.ort import OrtAdapter, OrtConfig, OrtVision, open_session, see_by_onnx
+from vla_prune.recon.parity import compare, random_images
 
 from .conftest import tiny_adapter
 
@@ -106,19 +108,19 @@ def run(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
 def test_of_equal_scores_the_lower_index_stays_in_both(k: int):
     draw = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 3, (50, 12), generator=draw).float()
-    expected = keep_best(scores, k)
+    expected = topk_indices(scores, k)
     given = scores.numpy()
     assert run(topk_graph(), given=given, k=np.array([k])).tolist() == expected.tolist()
     static = topk_graph()
     fix_k(static, k)
     assert run(static, given=given).tolist() == expected.tolist()
-    assert keep_best(torch.zeros(1, 12), k)[0].tolist() == list(range(k))
+    assert topk_indices(torch.zeros(1, 12), k)[0].tolist() == list(range(k))
 
 
 def test_onnx_and_torch_keep_the_same_tokens(exported):
     folder, document = exported
     parity = document["parity"]
-    assert (parity["frames"], parity["equal"]) == (FRAMES, FRAMES)
+    assert (parity["frames"], parity["equal"], parity["passed"]) == (FRAMES, FRAMES, True)
     assert parity["first"] is None
     assert set(parity["overlap"].values()) == {1.0}
     assert json.loads((folder / "export.json").read_text()) == document
@@ -148,7 +150,7 @@ def test_any_batch_gives_torchs_tokens_and_scores(seeing, vision, close):
             encoded, scores = seeing(images)
         close(seen.encoded, encoded, "ort")
         close(seen.scores, scores, "ort")
-        assert seen.index.tolist() == keep_best(scores, 8).tolist()
+        assert seen.index.tolist() == topk_indices(scores, 8).tolist()
 
 
 def test_a_policy_may_see_by_onnx_and_act_by_torch(adapter, vision, close):
@@ -163,6 +165,26 @@ def test_a_policy_may_see_by_onnx_and_act_by_torch(adapter, vision, close):
         assert ours.kept["projector"].tolist() == plain.kept["projector"].tolist()
         assert ours.kept["projector"].tolist() == index[row].tolist()
         close(ours.actions, plain.actions, "ort")
+
+
+def test_a_policy_config_may_name_an_export(exported, tmp_path: Path, monkeypatch, close):
+    monkeypatch.setitem(build.ADAPTERS, "tiny", "tests.recon.conftest:built")
+    path, chunks = tmp_path / "policy.yaml", []
+    for line in ("", f"onnx: {exported[0]}\n", f"onnx: {{folder: {exported[0]}, threads: 1}}\n"):
+        path.write_text("adapter: tiny\nprompt_layer: 0\n" + line)
+        host = build.build_adapter(str(path))
+        assert isinstance(host, OrtAdapter) == bool(line)
+        assert host.prompt_layer == 0
+        with attach(recipe(0.25), host) as policy:
+            chunks.append(policy.act_one(host.example_observation(0), policy.new_state()))
+    for ours in chunks[1:]:
+        assert ours.kept["projector"].tolist() == chunks[0].kept["projector"].tolist()
+        close(ours.actions, chunks[0].actions, "ort")
+    path.write_text(f"adapter: tiny\nonnx: {{folder: {exported[0]}, thread: 1}}\n")
+    with pytest.raises(ConfigError, match="did you mean 'threads'"):
+        build.build_adapter(str(path))
+    with pytest.raises(UnsupportedError, match="pi0 cannot see by ONNX Runtime"):
+        see_by_onnx(SimpleNamespace(name="pi0"), OrtConfig(str(exported[0])))
 
 
 @pytest.mark.slow
@@ -227,7 +249,17 @@ def test_swaps_within_rounding_are_counted_apart(vision, seeing):
     parity = compare(swapped, vision, {0.25: 8}, 3)
     assert parity["different"] == 0
     assert parity["rounding"] == 3
+    assert not parity["passed"]
     assert parity["overlap"]["0.25"] == pytest.approx(7 / 8)
+
+
+def test_the_networks_device_can_be_another_than_the_policys(adapter):
+    """As on a GPU, from where everything that is exported comes to the CPU."""
+    away = SimpleNamespace(device=torch.device("meta"), encoder=adapter.encoder)
+    network = load_network("random", away, torch.device("cpu"))
+    assert {(p.device.type, p.dtype) for p in network.parameters()} == {("cpu", torch.float32)}
+    elsewhere = load_network("random", away)
+    assert {(p.device.type, p.dtype) for p in elsewhere.parameters()} == {("meta", torch.bfloat16)}
 
 
 def test_another_policy_is_refused(adapter, exported):
@@ -258,6 +290,19 @@ def test_what_is_no_export_is_refused(adapter, tmp_path: Path):
     (tmp_path / "export.json").write_text('{"files": {"input": "vision.onnx"}}')
     with pytest.raises(CheckpointError, match="no metadata of ours"):
         OrtVision(tmp_path, encoder, views)
+    with pytest.raises(ConfigError, match="threads is -1; give 0 or more"):
+        OrtVision(tmp_path, encoder, views, threads=-1)
+    whole = (tmp_path / "vision.onnx").read_bytes()
+    (tmp_path / "vision.onnx").write_bytes(whole[:50])
+    with pytest.raises(CheckpointError, match=r"vision\.onnx is no ONNX file that can run here"):
+        OrtVision(tmp_path, encoder, views)
+    (tmp_path / "vision.onnx").unlink()
+    with pytest.raises(MissingError, match=r"vision\.onnx: no such file"):
+        OrtVision(tmp_path, encoder, views)
+    for text in ("{}", '{"files": ', "[]", '{"files": 3}'):
+        (tmp_path / "export.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"export\.json names no files"):
+            OrtVision(tmp_path, encoder, views)
 
 
 def test_images_and_budgets_that_do_not_fit_are_refused(vision):
@@ -286,6 +331,8 @@ def test_a_provider_that_is_not_here_falls_back_and_says_so(exported, adapter):
 def test_what_cannot_be_exported_is_refused(adapter, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="did you mean 'int8'"):
         ExportConfig("x", quantise="int")
+    with pytest.raises(ConfigError, match="threads is -1"):
+        ExportConfig("x", threads=-1)
     with pytest.raises(ConfigError, match="frames is 0"):
         ExportConfig("x", frames=0)
     with pytest.raises(UnsupportedError, match="pi0 cannot be exported"):

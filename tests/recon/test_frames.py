@@ -70,23 +70,23 @@ def test_an_index_gives_pictures_masks_and_labels(tmp_path: Path):
         rows.append({"image": f"image{i}.png", "mask": f"mask{i}.png", "group": f"scene {i}"})
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     data = DataConfig(str(tmp_path))
-    split = [examples(data, ENCODER, held) for held in (False, True)]
+    split = [examples(data, held) for held in (False, True)]
     assert len(split[0]) + len(split[1]) == 30
     assert 0 < len(split[1]) < 10
     [first, *_] = list(read(split[0], data, ENCODER))
     assert first.picture.shape == (20, 40, 3)
     assert first.mask.shape == (48, 48)
     assert first.labels.reshape(4, 4).tolist() == [[1, 1, 0, 0]] * 4
-    assert len(examples(replace(data, frames=5), ENCODER, False)) == 5
+    assert len(examples(replace(data, frames=5), False)) == 5
     (tmp_path / "index.jsonl").write_text('{"image": "a.png"}\n')
     with pytest.raises(ConfigError, match="line 1 is no row of an index"):
-        examples(data, ENCODER, False)
+        examples(data, False)
 
 
 def test_demonstrations_give_both_cameras_with_their_labels(demos: Path):
     data = DataConfig(str(demos), foreground=("thing",), ignore=("other",))
-    found = examples(data, ENCODER, False)
-    assert len(found) + len(examples(data, ENCODER, True)) == 4 * 4 * 2
+    found = examples(data, False)
+    assert len(found) + len(examples(data, True)) == 4 * 4 * 2
     for example in read(found, data, ENCODER):
         bright = example.picture.reshape(4, 12, 4, 12, 3).mean(axis=(1, 3, 4)) > 150
         assert np.array_equal(example.labels.reshape(4, 4) == 1, bright)
@@ -95,14 +95,33 @@ def test_demonstrations_give_both_cameras_with_their_labels(demos: Path):
 
 def test_demonstrations_that_do_not_fit_are_refused(demos: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="did you mean 'thing'"):
-        examples(DataConfig(str(demos), foreground=("things",)), ENCODER, False)
+        examples(DataConfig(str(demos), foreground=("things",)), False)
     with pytest.raises(ConfigError, match="'foreground' names no patch class"):
-        examples(DataConfig(str(demos)), ENCODER, False)
+        examples(DataConfig(str(demos)), False)
+    twice = DataConfig(str(demos), foreground=("thing",), ignore=("thing",))
+    with pytest.raises(ConfigError, match="'thing' is foreground and ignored"):
+        examples(twice, False)
     with pytest.raises(MissingError, match="no frames to train on"):
-        examples(DataConfig(str(tmp_path), foreground=("thing",)), ENCODER, False)
+        examples(DataConfig(str(tmp_path), foreground=("thing",)), False)
     data, large = DataConfig(str(demos), foreground=("thing",)), replace(ENCODER, rows=8)
     with pytest.raises(ShapeError, match="patch labels are 4 x 4, the encoder has 8 x 4"):
-        next(read(examples(data, large, False), data, large))
+        next(read(examples(data, False), data, large))
+
+
+def test_shards_that_cannot_be_read_are_named(demos: Path, tmp_path: Path):
+    import h5py
+
+    data = DataConfig(str(tmp_path), foreground=("thing",))
+    shard = tmp_path / "shard.hdf5"
+    shard.write_bytes((demos / "shard.hdf5").read_bytes()[:2000])
+    with pytest.raises(ShapeError, match=r"shard\.hdf5 is no whole HDF5 file"):
+        examples(data, False)
+    with h5py.File(shard, "w") as file:  # as LIBERO's own
+        file.create_group("data").attrs["problem_info"] = "{}"
+    with pytest.raises(ShapeError, match="no demonstrations of ours, which say what each patch"):
+        examples(data, False)
+    with pytest.raises(MissingError, match="no frames to train on; give a folder"):
+        examples(replace(data, source=str(demos / "shard.hdf5")), False)
 
 
 def test_precision_is_within_a_frame():

@@ -12,6 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLRotaryEmbedding,
 )
 
+from vla_prune import config
 from vla_prune.adapters.encoder import EncoderSpec
 from vla_prune.cost import DecoderShape, prefill_macs
 from vla_prune.errors import ConfigError
@@ -22,12 +23,12 @@ from vla_prune.recon.model import (
     ReconConfig,
     ReconPruner,
     grid_places,
-    published_3b,
     recon_macs,
     rotation,
     straight_through,
     unpatchify,
 )
+from vla_prune.recon.train import train_config
 
 SMALL = ReconConfig(hidden=32, ffn=48, heads=2, kv_heads=1, query_std=1.0, scorer_std=0.2)
 ENCODER = EncoderSpec(32, 3, 4, 8, "0" * 16)
@@ -48,9 +49,15 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, ...]:
     return tokens, torch.rand(2, 3, 24, 32, generator=draw), masks, labels
 
 
+def published() -> ReconConfig:
+    """Of the shipped config, behind the encoder of Qwen2.5-VL-3B."""
+    data = config.load("qwen2_5_vl_3b", kind="recon")
+    return train_config("qwen2_5_vl_3b", data, hidden=2048).model
+
+
 def test_the_published_size_has_0_07_billion_parameters():
     with torch.device("meta"):
-        pruner = ReconPruner(published_3b())
+        pruner = ReconPruner(published())
     layer = sum(p.numel() for p in pruner.layer.parameters())
     assert layer == 77_076_992
     assert sum(p.numel() for p in pruner.parameters()) == layer + 2048 + 2049
@@ -59,7 +66,7 @@ def test_the_published_size_has_0_07_billion_parameters():
 def test_it_costs_at_most_4_percent_of_the_dense_prefill():
     """Qwen2.5-VL-3B: 36 layers, at the paper's 3249 visual tokens, with no words at all."""
     host = DecoderShape(36, 2048, 11008, 2 / 16)
-    share = recon_macs(published_3b(), 3249) / prefill_macs(host, [3249] * 36)
+    share = recon_macs(published(), 3249) / prefill_macs(host, [3249] * 36)
     assert 0.02 < share <= 0.04
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +17,14 @@ pytest.importorskip("pytorch_msssim")
 
 from accelerate.state import AcceleratorState
 
-from vla_prune.errors import CheckpointError, ConfigError, ShapeError
+from vla_prune.errors import CheckpointError, ConfigError, ShapeError, UnsupportedError
+from vla_prune.recon import ship
+from vla_prune.recon.cache import Cached
 from vla_prune.recon.checkpoint import load_reconstructor
+from vla_prune.recon.frames import DataConfig
 from vla_prune.recon.train import Trainer, train
 
-from .conftest import tiny_adapter
+from .conftest import tiny_adapter, write_demos
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +71,16 @@ def test_it_tells_and_writes_what_was_asked_for(settings, adapter, tmp_path: Pat
     assert about["about"]["steps"] == 6
     names = {name for name, _ in pruner.named_parameters()}
     assert not any("decoder" in name for name in names)
+
+
+def test_a_killed_training_logs_no_step_twice(settings, adapter, tmp_path: Path):
+    """Logged to step 5, saved at step 3, killed in the midst of a line."""
+    train(settings(tmp_path, steps=3, log_every=1), adapter)
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1}\n{"step": 5, "loss": 1}\n{"step": 6, "lo')
+    train(settings(tmp_path, steps=6, log_every=1), adapter)
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_bright_patches_are_found(settings, adapter, tmp_path: Path):
@@ -123,6 +138,38 @@ def test_a_cache_of_another_encoder_is_refused(settings, adapter, tmp_path: Path
         train(settings(tmp_path / "b"), tiny_adapter(seed=1))
 
 
+def test_a_cache_of_other_frames_is_refused(settings, adapter, tmp_path: Path):
+    """Demonstrations that came later are not mixed with, nor hidden by, those of before."""
+    demos = write_demos(tmp_path / "demos")
+    data = {"source": str(demos), "foreground": ["thing"], "ignore": ["other"]}
+    changes = {"data": data, "cache": str(tmp_path / "cache")}
+    train(settings(tmp_path / "a", steps=1, **changes), adapter)
+    copy(demos / "shard.hdf5", demos / "shard_b.hdf5")
+    with pytest.raises(CheckpointError, match=r"of frames\.train .* name another 'cache'"):
+        train(settings(tmp_path / "b", **changes), adapter)
+    changes["cache"] = str(tmp_path / "cache_b")
+    with pytest.raises(CheckpointError, match=r"a training with frames .* name another 'out'"):
+        train(settings(tmp_path / "a", steps=2, **changes), adapter)
+
+
+def test_only_the_shards_of_the_chosen_frames_are_read(settings, adapter, tmp_path: Path):
+    changes = {"cache": str(tmp_path / "cache")}
+    trainer = Trainer(settings(tmp_path / "a", **changes), adapter, lambda *_: None)
+    shard = tmp_path / "cache" / "train" / "00000.safetensors"
+    copy(shard, shard.with_name("00001.safetensors"))
+    assert len(Cached(tmp_path / "cache", "train")) == len(trainer.frames) == 24
+
+
+@pytest.mark.parametrize("name", ["a/resume.safetensors", "cache/train/00000.safetensors"])
+def test_torn_files_are_named(settings, adapter, tmp_path: Path, name: str):
+    config = settings(tmp_path / "a", steps=1, cache=str(tmp_path / "cache"))
+    train(config, adapter)
+    torn = tmp_path / name
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"{torn.name} is no whole safetensors file"):
+        train(config, adapter)
+
+
 def test_the_hosts_layer_is_copied_where_it_fits(settings, adapter, tmp_path: Path):
     config = settings(tmp_path, init="host")
     with pytest.raises(ConfigError, match="init 'host' needs a decoder layer"):
@@ -150,10 +197,53 @@ def replace_layers(config):
     return config
 
 
-def test_settings_that_cannot_work_are_refused(settings, tmp_path: Path):
-    with pytest.raises(ConfigError, match="init 'copy' is unknown"):
-        settings(tmp_path, init="copy")
-    with pytest.raises(ConfigError, match="batch is 0"):
-        settings(tmp_path, batch=0)
-    with pytest.raises(ConfigError, match="did you mean 'ffn'"):
-        settings(tmp_path, model={"fnn": 3})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"init": "copy"}, "init 'copy' is unknown"),
+        ({"batch": 0}, "batch is 0; give 1 or more"),
+        ({"batch": "many"}, "batch is 'many'; it takes a whole number"),
+        ({"lr": "fast"}, "lr is 'fast'; it takes a number"),
+        ({"lr": -1}, "lr is -1; give more than 0"),
+        ({"clip": 0.0}, "clip is 0.0; give more than 0"),
+        ({"warmup": -3}, "warmup is -3; give 0 or more"),
+        ({"model": {"fnn": 3}}, "did you mean 'ffn'"),
+        ({"model": "big"}, "'big' is no mapping"),
+        ({"model": {"heads": 0}}, "recon model: heads is 0; give 1 or more"),
+        ({"model": {"positions": None}}, "positions is None; it takes a text"),
+        ({"model": {"hidden": 32}}, "hidden is 32, but follows the policy's encoder"),
+        ({"decoder": {"layers": -1}}, "recon decoder: layers is -1; give 1 or more"),
+        ({"loss": {"mean": [0, 0]}}, r"mean is \(0, 0\); give three numbers"),
+        ({"loss": {"std": [0.5, 0.5, 0]}}, "std is 0; give more than 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, tmp_path: Path, changes, said: str):
+    with pytest.raises(ConfigError, match=said):
+        settings(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frames": -1}, "frames is -1; give 1 or more"),
+        ({"held_out": -1}, "held_out is -1; give 0 or more"),
+        ({"least_share": 7}, r"least_share is 7; it is a share, in \(0, 1\]"),
+    ],
+)
+def test_choices_of_frames_that_cannot_be_are_refused(changes, said: str):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig("somewhere", **changes)
+
+
+def test_a_policy_that_hands_out_no_tokens_is_refused(settings, tmp_path: Path):
+    with pytest.raises(UnsupportedError, match="a bare LlamaModel does not hand out its vision"):
+        Trainer(settings(tmp_path), SimpleNamespace(name="a bare LlamaModel"), lambda *_: None)
+
+
+def test_only_a_run_that_trained_is_shipped(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        ship.main(["--run", str(tmp_path / "nowhere")])
+    assert caught.value.code == 2
+    assert (
+        "is missing; give a folder that 'vla-prune train recon' wrote" in capsys.readouterr().err
+    )

@@ -280,6 +280,43 @@ def test_an_ablation_names_its_variants_without_their_folder(config: rollout.Run
     assert "variant" not in columns
 
 
+def test_an_ablation_tells_what_ours_is_worth_against_every_other_row() -> None:
+    """Pairs are over the places where both were run, and at one budget."""
+    config = rollout.RunConfig(
+        world="tests.sim.tiny_world:TinyWorld",
+        suites={"a": {"policy": "p", "tasks": [0], "states": [0]}},
+        rows=[{"recipe": "dense"}],
+        results="r.json",
+        work="w",
+        ablation=True,
+    )
+
+    def ran(recipe: str, keep: float, outcomes: list[float]) -> list[dict]:
+        row = {"suite": "a", "recipe": recipe, "keep_ratio": keep, "control": "none", "task": 0}
+        return [
+            row | {"state": state, "outcome": {"success": value}, "seed": state, "assets": "x"}
+            for state, value in enumerate(outcomes)
+        ]
+
+    results = [
+        *ran("dense", 1.0, [1, 1, 1, 1]),
+        *ran("tri_level", 0.25, [1, 1, 1, 0]),
+        *ran("random", 0.25, [0, 1, 0, 0]),
+        *ran("ablation/only_action", 0.25, [1, 0]),
+        *ran("random", 0.5, [1, 1, 1, 1]),
+    ]
+    made = table.rows(config, results)
+    [ours] = [row for row in made if row["variant"] == "tri_level"]
+    told = ours["tri_level_minus"]
+    assert set(told) == {"random", "only_action"}
+    assert (told["random"]["diff"], told["random"]["episodes"]) == (0.5, 4)
+    assert (told["only_action"]["diff"], told["only_action"]["episodes"]) == (0.5, 2)
+    low, high = told["random"]["diff_ci"]
+    assert 0.0 <= low < 0.5 < high <= 1.0
+    assert not any("tri_level_minus" in row for row in made if row is not ours)
+    assert "tri_level_minus" not in table.short(made)[1]
+
+
 def test_tasks_and_states_can_be_spans(config: rollout.RunConfig) -> None:
     suite = {"policy": "p", "tasks": "0,2-3", "states": 5}
     spans = replace(config, suites={"tiny": suite}, rows=[{"recipe": "dense"}])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vla_prune.errors import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,28 @@ class EncoderSpec:
     def tokens(self) -> int:
         """Tokens of a picture."""
         return self.rows * self.cols
+
+    def mismatch(self, other: EncoderSpec) -> tuple[str, Any, Any] | None:
+        """The first field in which another encoder differs, and its two values."""
+        for field in fields(self):
+            own, theirs = getattr(self, field.name), getattr(other, field.name)
+            if own != theirs:
+                return field.name, own, theirs
+        return None
+
+
+def encoder_of(adapter: Any) -> EncoderSpec:
+    """A policy's vision encoder.
+
+    Raises:
+        UnsupportedError: its adapter does not hand out what the encoder gives.
+    """
+    if not hasattr(adapter, "encode"):
+        raise UnsupportedError(
+            f"{adapter.name} does not hand out its vision encoder's tokens, so no reconstructor "
+            "can be trained on them; use a policy of adapter 'openvla' or 'qwen2_5_vl'."
+        )
+    return adapter.encoder()
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -59,9 +59,24 @@ def read_weights(
     if not path.is_file():
         raise MissingError(f"{folder}: no {WEIGHTS}; weights are read from safetensors only.")
     expected = tensor_names(model)
-    with safe_open(path, framework="pt", device=str(device)) as file:
+    with open_tensors(path, device) as file:
         check_names(path, expected, file.keys())
         assign(model, {name: file.get_tensor(name).to(dtype=dtype) for name in expected}, path)
+
+
+def open_tensors(path: Path, device: torch.device | str = "cpu") -> safe_open:
+    """A safetensors file, open.
+
+    Raises:
+        CheckpointError: it is torn, or something else.
+    """
+    try:
+        return safe_open(path, framework="pt", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); get it again, or delete it where it "
+            "can be made again."
+        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from vla_prune.pruner import Pruner
 from vla_prune.scorers.foreground import ForegroundScorer
+from vla_prune.tokens import TokenLayout
 
 RANDOM = "random"
 
@@ -47,14 +48,38 @@ def bind(pruners: Sequence[Pruner], adapter: Any) -> tuple[Pruner, ...]:
     return tuple(made)
 
 
-def load_network(weights: str | None, adapter: Any) -> torch.nn.Module:
-    """The network that a recipe's ``weights`` mean for this model, on its device."""
+def scoring_macs(pruner: Pruner, layout: TokenLayout, kept: Mapping[str, int]) -> float:
+    """Multiply-accumulates that a call's foreground networks take beside the language model.
+
+    Args:
+        pruner: that :func:`bind` made ready; a network that came with the tokens costs nothing.
+        layout: of the model.
+        kept: site -> visual tokens that stay. A cut that keeps all asks no scorer.
+    """
+    from vla_prune.recon.model import ReconPruner, recon_macs
+
+    networks = [
+        scorer.network
+        for cut in pruner.cuts
+        if kept.get(cut.site, layout.total) < layout.total
+        for scorer in cut.scorers
+        if isinstance(scorer, ForegroundScorer) and isinstance(scorer.network, ReconPruner)
+    ]
+    return sum(recon_macs(n.config, layout.total, len(layout.views)) for n in networks)
+
+
+def load_network(
+    weights: str | None, adapter: Any, device: torch.device | None = None
+) -> torch.nn.Module:
+    """The network that a recipe's ``weights`` mean for this model, on its device or another.
+
+    In float32 on a CPU, where scores in half precision tie; in bfloat16 elsewhere.
+    """
     from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor
     from vla_prune.recon.model import ReconConfig, ReconPruner
 
-    encoder = adapter.encoder()
-    # Scores in half precision tie, so a model on the CPU is scored in float32.
-    dtype = torch.float32 if adapter.device.type == "cpu" else torch.bfloat16
+    encoder, device = adapter.encoder(), device or adapter.device
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if weights == RANDOM:
         heads = max(1, encoder.dim // 128)
         ffn = round(encoder.dim * 11008 / 2048)
@@ -62,6 +87,6 @@ def load_network(weights: str | None, adapter: Any) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             pruner = ReconPruner(ReconConfig(encoder.dim, ffn, heads, kv_heads))
-        return pruner.to(adapter.device, dtype).eval().requires_grad_(False)
+        return pruner.to(device, dtype).eval().requires_grad_(False)
     folder = find_reconstructor(weights, encoder)
-    return load_reconstructor(folder, encoder, dtype, adapter.device)
+    return load_reconstructor(folder, encoder, dtype, device)

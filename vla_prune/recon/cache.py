@@ -7,7 +7,7 @@ training.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -16,22 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_prune.adapters.encoder import EncoderSpec
 from vla_prune.errors import CheckpointError
-from vla_prune.recon.frames import DataConfig, examples, read
+from vla_prune.models.checkpoint import open_tensors
+from vla_prune.recon.frames import DataConfig, chosen_hash, examples, read
 
 SHARD = 256
 ENCODE = 16  # pictures at a time
 SPLITS = {"train": False, "held_out": True}
+ABOUT = "about.json"
 
 
 def build_cache(
     folder: Path, data: DataConfig, adapter: Any, report: Callable[[float], None] | None = None
-) -> None:
+) -> dict[str, Any]:
     """Encode all frames; returns at once where that has been done.
 
     Args:
@@ -40,30 +41,30 @@ def build_cache(
         adapter: of the policy whose encoder it is: ``encoder()`` and ``encode(pictures)``.
         report: called with the share done, 0 to 1.
 
+    Returns:
+        By split, how many frames there are and a hash of which.
+
     Raises:
         CheckpointError: the folder holds other frames, or another encoder's features.
     """
     encoder = adapter.encoder()
-    about = json.loads(json.dumps({"data": asdict(data), "encoder": asdict(encoder)}))
-    path = folder / "about.json"
+    found = {split: examples(data, held) for split, held in SPLITS.items()}
+    chosen = {
+        split: {"count": len(frames), "hash": chosen_hash(frames)}
+        for split, frames in found.items()
+    }
+    about = {"data": asdict(data), "encoder": asdict(encoder), "frames": chosen}
+    about = json.loads(json.dumps(about))
+    path = folder / ABOUT
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        for part in about:
-            for key, value in about[part].items():
-                if there.get(part, {}).get(key) != value:
-                    raise CheckpointError(
-                        f"{folder}: cached features are of {part}.{key} "
-                        f"{there.get(part, {}).get(key)!r}, this run has {value!r}; name another "
-                        "'cache' or delete the folder."
-                    )
-    found = {split: examples(data, encoder, held) for split, held in SPLITS.items()}
+        _check_same(folder, json.loads(path.read_text(encoding="utf-8")), about)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     total, done = sum(map(len, found.values())), 0
     for split, frames in found.items():
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        for start in range(0, len(frames), SHARD):
-            shard = folder / split / f"{start // SHARD:05d}.safetensors"
-            part = frames[start : start + SHARD]
+        (folder / split).mkdir(exist_ok=True)
+        for number, shard in enumerate(_shards(folder, split, len(frames))):
+            part = frames[number * SHARD : (number + 1) * SHARD]
             if not shard.is_file():
                 partial = shard.with_suffix(".partial")
                 save_file(_encoded(part, data, adapter, encoder), partial)
@@ -71,6 +72,23 @@ def build_cache(
             done += len(part)
             if report:
                 report(done / total)
+    return chosen
+
+
+def _check_same(folder: Path, there: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    for part in about:
+        for key, value in about[part].items():
+            had = there.get(part, {}).get(key)
+            if had != value:
+                raise CheckpointError(
+                    f"{folder}: cached features are of {part}.{key} {had!r}, this run has "
+                    f"{value!r}; name another 'cache' or delete the folder."
+                )
+
+
+def _shards(folder: Path, split: str, frames: int) -> list[Path]:
+    """Files that hold so many frames."""
+    return [folder / split / f"{n:05d}.safetensors" for n in range(-(-frames // SHARD))]
 
 
 def _encoded(
@@ -99,8 +117,9 @@ class Cached:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        paths = sorted((folder / split).glob("*.safetensors"))
-        self._files = [safe_open(path, "pt") for path in paths]
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        paths = _shards(folder, split, about["frames"][split]["count"])
+        self._files = [open_tensors(path) for path in paths]
         self._ends = np.cumsum([f.get_slice("labels").get_shape()[0] for f in self._files])
 
     def __len__(self) -> int:

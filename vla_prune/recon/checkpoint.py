@@ -6,7 +6,7 @@ The decoder is thrown away after training, so it is not here.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,12 @@ def load_reconstructor(
     folder = Path(folder)
     document = _read(folder)
     made_for = EncoderSpec(**document["encoder"])
-    for field in fields(EncoderSpec):
-        have, want = getattr(made_for, field.name), getattr(encoder, field.name)
-        if have != want:
-            raise CheckpointError(
-                f"{folder}: this reconstructor is for an encoder with {field.name} {have}, the "
-                f"policy's has {want}; train one with 'vla-prune train recon', or name other "
-                "weights."
-            )
+    if differs := made_for.mismatch(encoder):
+        name, have, want = differs
+        raise CheckpointError(
+            f"{folder}: this reconstructor is for an encoder with {name} {have}, the policy's has "
+            f"{want}; train one with 'vla-prune train recon', or name other weights."
+        )
     with torch.device("meta"):
         pruner = ReconPruner(ReconConfig(**document["model"]))
     checkpoint.read_weights(pruner, folder, dtype, device)
@@ -127,6 +125,8 @@ def _read(folder: Path) -> dict[str, Any]:
             f"{path}: model_type is {document.get('model_type')!r}, no reconstructor of ours; "
             "give a folder that 'vla-prune train recon' wrote."
         )
+    if lacking := {"model", "encoder"} - document.keys():
+        raise CheckpointError(f"{path}: {min(lacking)!r} is missing; get it again.")
     check_keys(f"{path}: model", ReconConfig, document["model"])
     check_keys(f"{path}: encoder", EncoderSpec, document["encoder"])
     return document

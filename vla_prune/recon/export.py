@@ -3,7 +3,7 @@
 The encoder and the scores come from ``torch.onnx.export(dynamo=True)``, which captures shapes
 and a free batch size with ``torch.export``; the older exporter is deprecated in torch 2.13. The
 top-k is put behind them by hand, because its rule for equal scores must be known: ONNX has the
-lower index first, and so has the torch side of the check. Knows no policy call; that is ``ort``.
+lower index first, and so has ``ops.topk_indices``. Knows no policy call; that is ``ort``.
 
 A folder holds ``export.json``, which names the files, and one of
 
@@ -29,10 +29,16 @@ from torch import Tensor, nn
 from vla_prune.adapters.encoder import fingerprint
 from vla_prune.adapters.openvla import OpenVLAAdapter
 from vla_prune.budgets import SharedBudget
-from vla_prune.errors import ConfigError, MissingError, UnsupportedError, did_you_mean
+from vla_prune.errors import (
+    ConfigError,
+    MissingError,
+    UnsupportedError,
+    check_least,
+    did_you_mean,
+)
 from vla_prune.recon.bind import RANDOM, load_network
 from vla_prune.recon.ort import FIELDS, INDEX, INSTALL, KIND, OrtVision, open_session
-from vla_prune.recon.parity import compare, random_images
+from vla_prune.recon.parity import TOLERATED, compare, random_images
 from vla_prune.tokens import TokenLayout, grid_coordinates
 
 if TYPE_CHECKING:
@@ -82,8 +88,8 @@ class ExportConfig:
                 raise did_you_mean("export", field, getattr(self, field), known)
         if not self.keep_ratios:
             raise ConfigError("export: no budgets; give keep ratios in (0, 1], such as 0.5,0.25.")
-        if self.frames < 1:
-            raise ConfigError(f"export: frames is {self.frames}; give 1 or more to check on.")
+        check_least("export", 1, frames=self.frames)
+        check_least("export", 0, threads=self.threads)
 
 
 class Seeing(nn.Module):
@@ -130,7 +136,7 @@ def export(
 
     model, out = adapter.model, Path(settings.out)
     model.towers.to("cpu", torch.float32)
-    network = load_network(settings.weights, adapter)
+    network = load_network(settings.weights, adapter, torch.device("cpu"))
     seeing = Seeing(model, network, adapter.layout).eval()
     kept = tokens_kept(settings.keep_ratios, adapter.layout)
     size = model.config.towers[0].image_size
@@ -169,7 +175,8 @@ def told(document: Mapping[str, Any]) -> str:
         f"wrote {', '.join(document['files'].values())}; reconstructor: {document['weights']}",
         f"parity on {document['provider']}: the same tokens as torch on {parity['equal']} of "
         f"{parity['frames']} random frames at all budgets; {parity['rounding']} differ by tokens "
-        f"whose scores are equal to rounding, {parity['different']} by others",
+        f"whose scores are equal to rounding (at most {TOLERATED:.0%} of the frames may), "
+        f"{parity['different']} by others: {'passed' if parity['passed'] else 'FAILED'}",
         "overlap of kept tokens: "
         + ", ".join(f"{share:.6g} at {ratio}" for ratio, share in parity["overlap"].items())
         + f"; correlation of scores {parity['score_correlation']:.6g}",

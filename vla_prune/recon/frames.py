@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,11 +19,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vla_prune.adapters.encoder import EncoderSpec
-from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError, ShapeError, check_least, did_you_mean
 
 BACKGROUND, FOREGROUND, IGNORE = 0, 1, 2
 INKS = {0: BACKGROUND, 255: FOREGROUND, 128: IGNORE}  # grey values of mask files
-KEYS = {"wrist": "eye_in_hand_rgb"}  # datasets of demonstrations that are not called as their view
+DATASETS = {"wrist": "eye_in_hand_rgb"}  # of demonstrations, where not called as their view
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Lists to tuples."""
+        """Lists to tuples; refuse numbers that choose nothing."""
         object.__setattr__(self, "foreground", tuple(self.foreground))
         object.__setattr__(self, "ignore", tuple(self.ignore))
+        check_least("recon data", 1, frames=self.frames)
+        check_least("recon data", 0, held_out=self.held_out, seed=self.seed)
+        if not 0.0 < self.least_share <= 1.0:
+            raise ConfigError(
+                f"recon data: least_share is {self.least_share}; it is a share, in (0, 1]."
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Example:
     labels: np.ndarray
 
 
-def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any]:
+def examples(data: DataConfig, held_out: bool) -> list[Any]:
     """What can be read later with :func:`read`, in the order in which it is read.
 
     About every tenth demonstration (or scene, or picture) is held out: the same ones that
@@ -81,8 +88,8 @@ def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any
         MissingError: nothing there.
     """
     source = Path(data.source)
-    if source.is_file() or (source / "index.jsonl").is_file():
-        found = _indexed(source, held_out)
+    if source.suffix == ".jsonl" or (source / "index.jsonl").is_file():
+        found = index_rows(source, held_out)
     else:
         found = _demonstrated(source, data, held_out)
     wanted = data.held_out if held_out else data.frames
@@ -97,6 +104,22 @@ def examples(data: DataConfig, encoder: EncoderSpec, held_out: bool) -> list[Any
     return found
 
 
+def chosen_hash(found: Sequence[Any]) -> str:
+    """16 hex digits of which frames :func:`examples` chose, and of their files' sizes and times.
+
+    Another demonstration, another choice or a mask that was made again gives others.
+    """
+    digest, known = sha256(), {}
+    for one in found:
+        for part in one.values() if isinstance(one, dict) else one:
+            if isinstance(part, Path) and part not in known:
+                if not part.is_file():
+                    raise MissingError(f"{part}: this file is missing; get or make it again.")
+                known[part] = (part.stat().st_size, part.stat().st_mtime_ns)
+            digest.update(f"{part} {known.get(part)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def read(found: Sequence[Any], data: DataConfig, encoder: EncoderSpec) -> Iterator[Example]:
     """The pictures of :func:`examples`, one by one."""
     if found and isinstance(found[0], dict):
@@ -104,6 +127,37 @@ def read(found: Sequence[Any], data: DataConfig, encoder: EncoderSpec) -> Iterat
             yield _from_files(row, data, encoder)
     else:
         yield from _from_demonstrations(found, data, encoder)
+
+
+def class_kinds(
+    where: str, classes: Sequence[str], foreground: Sequence[str], ignore: Sequence[str]
+) -> np.ndarray:
+    """What each patch class of demonstrations counts as: ``[C]`` uint8.
+
+    Args:
+        where: for messages.
+        classes: names, in the order of the labels.
+        foreground: names of those that are foreground.
+        ignore: names of those that are not counted; all others are background.
+
+    Raises:
+        ConfigError: no foreground, an unknown name, or one that is both.
+    """
+    if not foreground:
+        raise ConfigError(
+            f"{where}: 'foreground' names no patch class; choose among {', '.join(classes)}."
+        )
+    kinds = np.full(len(classes), BACKGROUND, np.uint8)
+    for kind, names in ((FOREGROUND, foreground), (IGNORE, ignore)):
+        for name in names:
+            if name not in classes:
+                raise did_you_mean(where, "patch class", name, classes)
+            kinds[list(classes).index(name)] = kind
+    if both := sorted(set(foreground) & set(ignore)):
+        raise ConfigError(
+            f"{where}: {both[0]!r} is foreground and ignored; leave it in one of the two."
+        )
+    return kinds
 
 
 def token_labels(mask: np.ndarray, rows: int, cols: int, least_share: float) -> np.ndarray:
@@ -183,21 +237,31 @@ def read_picture(path: Path) -> np.ndarray:
 # --- an index of files --------------------------------------------------------------------------
 
 
-def _indexed(source: Path, held_out: bool) -> list[dict]:
+def index_rows(source: Path, held_out: bool) -> list[dict[str, Any]]:
+    """Rows of an index of one split: ``image`` and ``mask`` as paths, ``camera``, ``frame``.
+
+    Args:
+        source: an ``index.jsonl``, or its folder.
+        held_out: the groups that are kept from training, or all others.
+
+    Raises:
+        ConfigError: a line is no row.
+    """
     path = source if source.is_file() else source / "index.jsonl"
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            files = [Path(row["image"]), Path(row["mask"])]
+            files = {name: Path(row[name]) for name in ("image", "mask")}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}: line {number} is no row of an index ({error}); make it again with "
                 "'vla-prune masks make'."
             ) from error
-        image, mask = (f if f.is_absolute() else path.parent / f for f in files)
-        if _is_held_out(str(row.get("group", row["image"]))) == held_out:
-            rows.append({"image": image, "mask": mask})
+        if is_held_out(str(row.get("group", row["image"]))) == held_out:
+            found = {n: f if f.is_absolute() else path.parent / f for n, f in files.items()}
+            found |= {name: str(row.get(name, "")) for name in ("camera", "frame")}
+            rows.append(found)
     return rows
 
 
@@ -217,19 +281,12 @@ def _demonstrated(source: Path, data: DataConfig, held_out: bool) -> list[tuple]
     """``(file, demonstration, frame, view)`` of every picture."""
     found = []
     for path in sorted(source.glob("**/*.hdf5")):
-        with _hdf5(path) as file:
+        with open_demonstrations(path) as file:
             about = file["data"].attrs
             classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
-            if not data.foreground:
-                raise ConfigError(
-                    f"recon data: 'foreground' names no patch class; choose among "
-                    f"{', '.join(classes)}."
-                )
-            for name in (*data.foreground, *data.ignore):
-                if name not in classes:
-                    raise did_you_mean(str(path), "patch class", name, classes)
+            class_kinds(str(path), classes, data.foreground, data.ignore)
             for name, demo in file["data"].items():
-                if _is_held_out(str(int(demo.attrs["seed"]))) == held_out:
+                if is_held_out(str(int(demo.attrs["seed"]))) == held_out:
                     count = len(demo["frame_index"])
                     found += [(path, name, f, v) for f in range(count) for v in range(len(views))]
     return found
@@ -244,12 +301,10 @@ def _from_demonstrations(
             if path != opened:
                 if file is not None:
                     file.close()
-                file, opened = _hdf5(path), path
+                file, opened = open_demonstrations(path), path
                 about = file["data"].attrs
                 classes, views = json.loads(about["patch_labels"]), json.loads(about["views"])
-                kinds = np.full(len(classes), BACKGROUND, np.uint8)
-                kinds[[classes.index(n) for n in data.foreground]] = FOREGROUND
-                kinds[[classes.index(n) for n in data.ignore]] = IGNORE
+                kinds = class_kinds(str(path), classes, data.foreground, data.ignore)
             demo, camera = file["data"][name], views[view]
             patches = kinds[demo["aux/patches"][frame, view]]
             if patches.shape != (encoder.rows, encoder.cols):
@@ -258,7 +313,7 @@ def _from_demonstrations(
                     f"encoder has {encoder.rows} x {encoder.cols} tokens; make pixel masks with "
                     "'vla-prune masks make' and train on those."
                 )
-            picture = demo[f"obs/{KEYS.get(camera, f'{camera}_rgb')}"][frame]
+            picture = demo[f"obs/{dataset(camera)}"][frame]
             mask = patches.repeat(encoder.patch, axis=0).repeat(encoder.patch, axis=1)
             yield Example(picture, mask, patches.reshape(-1))
     finally:
@@ -266,13 +321,35 @@ def _from_demonstrations(
             file.close()
 
 
-def _hdf5(path: Path) -> Any:
+def open_demonstrations(path: Path) -> Any:
+    """A shard of our demonstrations, open for reading.
+
+    Raises:
+        ShapeError: it is torn, or another's.
+    """
     try:
         import h5py
     except ImportError as error:
         raise MissingError("demonstrations need h5py; pip install 'vla-prune[train]'.") from error
-    return h5py.File(path, "r")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ShapeError(f"{path} is no whole HDF5 file ({error}); record it again.") from error
+    if "data" not in file or not {"patch_labels", "views"} <= set(file["data"].attrs):
+        file.close()
+        raise ShapeError(
+            f"{path}: no demonstrations of ours, which say what each patch shows "
+            "('patch_labels'); record some with vla_prune_sim.train, or make masks with "
+            "'vla-prune masks make'."
+        )
+    return file
 
 
-def _is_held_out(group: str) -> bool:
+def dataset(view: str) -> str:
+    """The dataset below ``obs`` that holds a view's pictures."""
+    return DATASETS.get(view, f"{view}_rgb")
+
+
+def is_held_out(group: str) -> bool:
+    """Whether a demonstration (its seed) or scene is kept from training: about every tenth."""
     return crc32(group.encode()) % 10 == 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_prune.adapters.encoder import EncoderSpec
-from vla_prune.errors import ConfigError, MissingError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError, check_least, did_you_mean
 from vla_prune.recon.model import (
     DecoderConfig,
     PixelDecoder,
@@ -67,6 +67,14 @@ class LossConfig:
                 raise ConfigError(
                     f"recon loss: {name} is {getattr(self, name)}; it is a share, 0 to 1."
                 )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ConfigError(
+                    f"recon loss: {name} is {getattr(self, name)}; give three numbers, one for "
+                    "each channel."
+                )
+        check_least("recon loss", 0, above=True, std=min(self.std))
+        check_least("recon loss", 1, window=self.window)
         if self.window % 2 == 0:
             raise ConfigError(f"recon loss: window {self.window} is even; give an odd number.")
 

@@ -11,17 +11,22 @@ from vla_prune.recon.frames import FOREGROUND, IGNORE
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean over frames of the average precision of foreground within the frame.
+    """Mean of :func:`precisions` over the frames that say anything; NaN if none does."""
+    found = precisions(scores, labels)
+    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
+
+
+def precisions(scores: Tensor, labels: Tensor) -> np.ndarray:
+    """Average precision of foreground within each frame.
 
     Within a frame, because there tokens compete; by scikit-learn, which counts ties fairly.
-    Frames that are all foreground or have none say nothing and are left out.
 
     Args:
         scores: ``[F, N]``.
         labels: ``[F, N]`` 0 background, 1 foreground, 2 ignore.
 
     Returns:
-        NaN if no frame says anything.
+        ``[F]`` in [0, 1]; NaN for frames that are all foreground or have none, which say nothing.
     """
     try:
         from sklearn.metrics import average_precision_score
@@ -29,13 +34,13 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
         raise MissingError(
             "average precision needs scikit-learn; pip install 'vla-prune[train]'."
         ) from error
-    found = []
-    for score, label in zip(scores.float().cpu(), labels.cpu(), strict=True):
+    found = np.full(len(labels), np.nan)
+    for frame, (score, label) in enumerate(zip(scores.float().cpu(), labels.cpu(), strict=True)):
         counted = label != IGNORE
         wanted = label[counted] == FOREGROUND
         if wanted.any() and not wanted.all():
-            found.append(average_precision_score(wanted.numpy(), score[counted].numpy()))
-    return float(np.mean(found)) if found else float("nan")
+            found[frame] = average_precision_score(wanted.numpy(), score[counted].numpy())
+    return found
 
 
 def recall_at(scores: Tensor, labels: Tensor, share: float) -> tuple[float, float]:

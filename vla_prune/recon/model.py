@@ -8,7 +8,7 @@ no training and no policy.
 
 Example::
 
-    pruner = ReconPruner(published_3b())                        # 77.1 M parameters
+    pruner = ReconPruner(ReconConfig(hidden=2048))    # the published size: 77.1 M parameters
     scores = pruner(tokens, places)                             # [B, N, 2048] -> [B, N]
 """
 
@@ -22,14 +22,14 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from vla_prune.cost import DecoderShape, layer_macs
-from vla_prune.errors import ConfigError, did_you_mean
+from vla_prune.errors import ConfigError, check_least, did_you_mean
 
 POSITIONS = ("mrope", "none")
 
 
 @dataclass(frozen=True)
 class ReconConfig:
-    """Sizes of the pruner.
+    """Sizes of the pruner; those of the paper, for Qwen2.5-VL-3B, unless others are given.
 
     Attributes:
         hidden: width; that of the vision encoder's tokens.
@@ -61,6 +61,12 @@ class ReconConfig:
         """Refuse sizes that do not fit each other."""
         if self.positions not in POSITIONS:
             raise did_you_mean("recon model", "positions", self.positions, POSITIONS)
+        sizes = {name: getattr(self, name) for name in ("hidden", "ffn", "heads", "kv_heads")}
+        check_least("recon model", 1, **sizes)
+        positive = {"rope_theta": self.rope_theta, "norm_eps": self.norm_eps}
+        check_least("recon model", 0, above=True, **positive)
+        stds = {"query_std": self.query_std, "scorer_std": self.scorer_std}
+        check_least("recon model", 0, **stds)
         if self.hidden % self.heads or self.heads % self.kv_heads:
             raise ConfigError(
                 f"recon model: {self.heads} heads with {self.kv_heads} key/value heads do not fit "
@@ -97,10 +103,10 @@ class DecoderConfig:
     pixels: int | None = None
     causal: bool = False
 
-
-def published_3b() -> ReconConfig:
-    """The paper's size, for Qwen2.5-VL-3B: 0.07 B parameters."""
-    return ReconConfig(hidden=2048)
+    def __post_init__(self) -> None:
+        """Refuse sizes that are none."""
+        for name in ("layers", "ffn", "head_hidden", "pixels"):
+            check_least("recon decoder", 1, **{name: getattr(self, name)})
 
 
 class FullAttentionLayer(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from torch import Tensor
 from vla_prune.adapters.encoder import EncoderSpec, fingerprint
 from vla_prune.adapters.openvla import OpenVLAAdapter, Seen
 from vla_prune.adapters.projector import cut_at_projector
-from vla_prune.errors import CheckpointError, MissingError, ShapeError, did_you_mean
+from vla_prune.errors import (
+    CheckpointError,
+    MissingError,
+    ShapeError,
+    UnsupportedError,
+    check_least,
+    did_you_mean,
+)
 from vla_prune.pruner import PruneCall
 from vla_prune.recon.bind import load_network
 from vla_prune.types import Observation
@@ -40,6 +47,21 @@ PROVIDERS = {
 }
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OrtConfig:
+    """The key ``onnx`` of a policy config.
+
+    Attributes:
+        folder: that ``vla-prune export`` wrote for this policy.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: of the CPU; 0 leaves the choice to ONNX Runtime.
+    """
+
+    folder: str
+    provider: str = "cpu"
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,12 +109,9 @@ class OrtVision:
         threads: int = 0,
     ) -> None:
         folder = Path(folder)
-        path = folder / INDEX
-        if not path.is_file():
-            raise MissingError(f"{folder}: no {INDEX}; give a folder of 'vla-prune export'.")
         self._sessions: dict[str, Any] = {}
         notes: list[str] = []
-        for k, name in json.loads(path.read_text(encoding="utf-8"))["files"].items():
+        for k, name in _files(folder).items():
             session, note = open_session(folder / name, provider, threads)
             about = _read(folder / name, session)
             _check(folder / name, about, encoder, views)
@@ -206,6 +225,23 @@ class OrtAdapter:
         return cut_at_projector(visual, call, torch.cat([encoded, scores[..., None]], dim=-1))
 
 
+def see_by_onnx(adapter: Any, config: OrtConfig) -> OrtAdapter:
+    """A policy that sees by its export.
+
+    Raises:
+        UnsupportedError: the policy is of a family that cannot be exported.
+        CheckpointError: the export is another policy's.
+    """
+    if not isinstance(adapter, OpenVLAAdapter):
+        raise UnsupportedError(
+            f"onnx: {adapter.name} cannot see by ONNX Runtime, only policies of adapter 'openvla' "
+            "can; take the key out of the policy config."
+        )
+    views = adapter.model.config.views
+    vision = OrtVision(config.folder, adapter.encoder(), views, config.provider, config.threads)
+    return OrtAdapter(adapter, vision)
+
+
 def carried_scores(tokens: Tensor, places: Tensor, views: int) -> Tensor:
     """The scores that came with the tokens: ``[B, N, E + 1]`` -> ``[B, N]``."""
     return tokens[..., -1]
@@ -217,14 +253,24 @@ def open_session(path: Path, provider: str, threads: int) -> tuple[Any, str | No
         raise did_you_mean("ONNX Runtime", "provider", provider, PROVIDERS)
     if find_spec("onnxruntime") is None:
         raise MissingError(f"{path}: onnxruntime is not installed; {INSTALL}.")
+    check_least("ONNX Runtime", 0, threads=threads)
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file; run 'vla-prune export' again.")
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
 
     wanted, offered = PROVIDERS[provider], onnxruntime.get_available_providers()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     usable = [name for name in wanted if name in offered]
-    session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+        raise CheckpointError(
+            f"{path} is no ONNX file that can run here ({str(error).splitlines()[0]}); run "
+            "'vla-prune export' again."
+        ) from error
     used = session.get_providers()[0]
     if used == wanted[0]:
         return session, None
@@ -235,6 +281,20 @@ def open_session(path: Path, provider: str, threads: int) -> tuple[Any, str | No
         "install 'vla-prune[onnx-gpu]' in place of 'vla-prune[onnx]', with the CUDA and TensorRT "
         "libraries of its release."
     )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """``{"input" or K: file}`` of an export."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise MissingError(f"{folder}: no {INDEX}; give a folder of 'vla-prune export'.")
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} names no files ({error!r}); run 'vla-prune export' again."
+        ) from error
+    return dict(files)
 
 
 def _read(path: Path, session: Any) -> dict[str, str]:
@@ -252,14 +312,12 @@ def _read(path: Path, session: Any) -> dict[str, str]:
 def _check(path: Path, about: dict[str, str], encoder: EncoderSpec, views: Sequence[str]) -> None:
     """Refuse another policy's files."""
     made_for = EncoderSpec(**json.loads(about["encoder"]))
-    pairs = {
-        field.name: (getattr(made_for, field.name), getattr(encoder, field.name))
-        for field in fields(EncoderSpec)
-    }
-    pairs["views"] = (", ".join(json.loads(about["views"])), ", ".join(views))
-    for name, (have, want) in pairs.items():
-        if have != want:
-            raise CheckpointError(
-                f"{path}: exported from a policy with {name} {have}, this one has {want}; run "
-                "'vla-prune export' for this policy."
-            )
+    differs = made_for.mismatch(encoder)
+    if differs is None and json.loads(about["views"]) != list(views):
+        differs = "views", ", ".join(json.loads(about["views"])), ", ".join(views)
+    if differs:
+        name, have, want = differs
+        raise CheckpointError(
+            f"{path}: exported from a policy with {name} {have}, this one has {want}; run "
+            "'vla-prune export' for this policy."
+        )

@@ -14,18 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla_prune.ops import topk_indices
 from vla_prune.recon.ort import OrtVision
 
 # Of the standard deviation of a frame's scores. Pocket policies' scores were up to 5e-5 of it off,
 # and a swap takes two.
 ROUNDING = 2e-4
+TOLERATED = 0.01  # of the frames may differ within rounding
 GRAINS = (1, 4, 12, 36)
-
-
-def keep_best(scores: Tensor, k: int) -> Tensor:
-    """The ``k`` highest, of equal ones the lower index: ``[B, N]`` -> ``[B, k]`` ascending."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return order[:, :k].sort(dim=-1).values
 
 
 def random_images(batch: int, views: int, size: int, seed: int) -> Tensor:
@@ -63,7 +59,8 @@ def compare(
         report: called with the share done, 0 to 1.
 
     Returns:
-        ``frames``; ``equal``, ``rounding`` and ``different`` frames, over all budgets together;
+        ``passed``: none differs but within rounding, and of those at most 1%; ``frames``;
+        ``equal``, ``rounding`` and ``different`` frames, over all budgets together;
         ``overlap`` by keep ratio, the mean share of torch's tokens that stay;
         ``score_correlation``, mean over frames; ``score_error``, the largest difference in
         standard deviations of a frame's scores; ``first`` difference of any kind, or None.
@@ -78,7 +75,7 @@ def compare(
         verdict = "equal"
         for ratio, k in kept.items():
             seen = vision.see(images.numpy(), k)
-            ours, theirs = set(keep_best(scores, k)[0].tolist()), set(seen.index[0].tolist())
+            ours, theirs = set(topk_indices(scores, k)[0].tolist()), set(seen.index[0].tolist())
             overlap[ratio] += len(ours & theirs) / k
             if ours == theirs:
                 continue
@@ -100,6 +97,7 @@ def compare(
         if report:
             report((frame + 1) / frames)
     return {
+        "passed": not counts["different"] and counts["rounding"] <= TOLERATED * frames,
         "frames": frames,
         **counts,
         "overlap": {str(ratio): total / frames for ratio, total in overlap.items()},

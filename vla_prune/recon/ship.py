@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", required=True, type=Path)
     parser.add_argument("--out", type=Path, help="a folder; the package's own unless given")
     args = parser.parse_args(argv)
+    for file in (args.run / WEIGHTS / checkpoint.CONFIG, args.run / "settings.json"):
+        if not file.is_file():
+            parser.error(f"{file} is missing; give a folder that 'vla-prune train recon' wrote.")
     document = json.loads((args.run / WEIGHTS / checkpoint.CONFIG).read_text(encoding="utf-8"))
     settings = json.loads((args.run / "settings.json").read_text(encoding="utf-8"))
     encoder, about = EncoderSpec(**document["encoder"]), document["about"]

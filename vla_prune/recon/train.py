@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from math import cos, pi
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vla_prune import config as configs
-from vla_prune.errors import CheckpointError, ConfigError, MissingError, ShapeError
+from vla_prune.adapters.encoder import encoder_of
+from vla_prune.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingError,
+    ShapeError,
+    check_least,
+)
+from vla_prune.models.checkpoint import open_tensors
 from vla_prune.recon.cache import Cached, build_cache
 from vla_prune.recon.checkpoint import save_reconstructor
 from vla_prune.recon.frames import DataConfig
@@ -66,7 +73,7 @@ class TrainConfig:
     data: DataConfig
     out: str
     cache: str
-    model: ReconConfig | None = None
+    model: ReconConfig
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     init: str = "random"
@@ -86,8 +93,9 @@ class TrainConfig:
         if self.init not in INITS:
             raise ConfigError(f"recon: init {self.init!r} is unknown; known: host, random.")
         for name in ("steps", "batch", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"recon: {name} is {getattr(self, name)}; give 1 or more.")
+            check_least("recon", 1, **{name: getattr(self, name)})
+        check_least("recon", 0, above=True, lr=self.lr, clip=self.clip)
+        check_least("recon", 0, warmup=self.warmup, weight_decay=self.weight_decay, seed=self.seed)
 
 
 def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfig:
@@ -98,15 +106,22 @@ def train_config(where: str, data: Mapping[str, Any], hidden: int) -> TrainConfi
         data: of the YAML.
         hidden: width of the encoder's tokens.
     """
-    configs.check_keys(where, TrainConfig, data)
-    made = dict(data)
-    for name, cls, more in (
-        ("data", DataConfig, {}),
-        ("model", ReconConfig, {"hidden": hidden}),
-        ("decoder", DecoderConfig, {}),
-        ("loss", LossConfig, {}),
+    made = {"model": {}} | dict(data)
+    configs.check_keys(where, TrainConfig, made)
+    if isinstance(made["model"], Mapping):
+        if "hidden" in made["model"]:
+            raise ConfigError(
+                f"{where}: model: hidden is {made['model']['hidden']!r}, but follows the policy's "
+                f"encoder, whose tokens are {hidden} wide; leave it out."
+            )
+        made["model"] = {**made["model"], "hidden": hidden}
+    for name, cls in (
+        ("data", DataConfig),
+        ("model", ReconConfig),
+        ("decoder", DecoderConfig),
+        ("loss", LossConfig),
     ):
-        part = dict(made.get(name) or {}) | more
+        part = made.get(name, {})
         configs.check_keys(f"{where}: {name}", cls, part)
         made[name] = cls(**part)
     return TrainConfig(**made)
@@ -141,10 +156,9 @@ class Trainer:
         self.config, self.report = config, report
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         self.out = Path(config.out)
-        self.encoder = adapter.encoder()
-        model = replace(config.model, hidden=self.encoder.dim)
+        self.encoder = encoder_of(adapter)
         with self.accelerator.main_process_first():
-            build_cache(
+            self.chosen = build_cache(
                 Path(config.cache),
                 config.data,
                 adapter,
@@ -153,7 +167,7 @@ class Trainer:
         self.frames = Cached(Path(config.cache), "train")
         self.held_out = Cached(Path(config.cache), "held_out")
         torch.manual_seed(config.seed)
-        network = Reconstruction(model, config.decoder, config.loss, self.encoder)
+        network = Reconstruction(config.model, config.decoder, config.loss, self.encoder)
         if config.init == "host":
             copy_host_layer(network, adapter)
         groups = _groups(network, config.weight_decay)
@@ -162,6 +176,7 @@ class Trainer:
         self.step = 0
         self._check_settings()
         self._resume()
+        self._cut_curve()
 
     @property
     def plain(self) -> Reconstruction:
@@ -271,14 +286,14 @@ class Trainer:
         partial.rename(self.out / RESUME)
 
     def _saved(self) -> str:
-        with safe_open(self.out / RESUME, "pt") as file:
+        with open_tensors(self.out / RESUME) as file:
             return file.metadata()["step"]
 
     def _resume(self) -> None:
         path = self.out / RESUME
         if not path.is_file():
             return
-        with safe_open(path, "pt") as file:
+        with open_tensors(path) as file:
             self.step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network, state = {}, {}
@@ -293,17 +308,26 @@ class Trainer:
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
 
+    def _cut_curve(self) -> None:
+        """Take off what was logged behind the checkpoint, which comes again."""
+        path = self.out / CURVE
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+            path.write_text("".join(kept), encoding="utf-8")
+
     def _check_settings(self) -> None:
         """A folder belongs to one training."""
-        now = json.loads(json.dumps(asdict(self.config)))
+        now = json.loads(json.dumps(asdict(self.config) | {"frames": self.chosen}))
         path = self.out / "settings.json"
         if path.is_file() and (self.out / RESUME).is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
-            for f in fields(TrainConfig):
-                if f.name not in FREE and there.get(f.name) != now[f.name]:
+            for name in now:
+                if name not in FREE and there.get(name) != now[name]:
                     raise CheckpointError(
-                        f"{self.out}: holds a training with {f.name} {there.get(f.name)}, this "
-                        f"one has {now[f.name]}; name another 'out' or delete the folder."
+                        f"{self.out}: holds a training with {name} {there.get(name)}, this one "
+                        f"has {now[name]}; name another 'out' or delete the folder."
                     )
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
