@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from vla_prune_sim.play import pruner_of
 from vla_prune_sim.seats import LocalSeat
 
 from vla_prune import draw, report
@@ -21,8 +22,7 @@ from vla_prune.build import build_adapter
 from vla_prune.policy import attach
 
 if TYPE_CHECKING:
-    from vla_prune_sim.play import pruner_of
-from vla_prune_sim.rollout import Episode, RunConfig
+    from vla_prune_sim.rollout import Episode, RunConfig
 
 FRAME_MS, QUALITY, SCALE = 250, 60, 2
 STYLE = (

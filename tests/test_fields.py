@@ -24,6 +24,7 @@ class Any_:
     ladder: Sequence[float] = ()
     ends: tuple[float, float] | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
+    names: Mapping[str, str | None] = field(default_factory=dict)
     other: Any = None
 
 
@@ -33,6 +34,7 @@ class Any_:
         {"count": 3, "share": 2, "name": "x", "on": True, "limit_s": None, "other": object()},
         {"count": 3, "share": 0.5, "limit_s": 1, "ladder": [1, 0.5], "ends": (0.1, 2)},
         {"count": 0, "limits": {"a": 1.0, "b": 2}, "ends": None},
+        {"count": 0, "names": {"a": "b", "c": None}},
     ],
 )
 def test_what_fits_is_taken(data: dict) -> None:
@@ -54,6 +56,8 @@ def test_what_fits_is_taken(data: dict) -> None:
         ({"count": 1, "ladder": ["a"]}, "it takes a list of numbers"),
         ({"count": 1, "limits": 5.0}, "limits is 5.0; it takes a mapping of numbers"),
         ({"count": 1, "limits": {"a": "b"}}, "it takes a mapping of numbers"),
+        ({"count": 1, "names": {"a": 2}}, "names is {'a': 2}; it takes a mapping"),
+        ({"count": 1, "names": None}, "names is None; it takes a mapping"),
         ({"count": 1, "nam": ""}, "did you mean 'name'"),
         ({}, "field 'count' is missing"),
         ([1], "is no mapping; give its fields"),

@@ -58,7 +58,7 @@ def check_keys(where: str, cls: type, data: Mapping[str, Any], extra: Sequence[s
 
 def _fits(kind: str, value: Any) -> bool:
     """Whether a value is what an annotation says."""
-    return any(_is(option, value) for option in kind.split(" | "))
+    return any(_is(option, value) for option in _split(kind, "|"))
 
 
 def _is(kind: str, value: Any) -> bool:
@@ -67,18 +67,30 @@ def _is(kind: str, value: Any) -> bool:
         return value is None
     if name in PLAIN:
         return isinstance(value, PLAIN[name]) and (name == "bool" or not isinstance(value, bool))
-    parts = [part.strip() for part in inner.removesuffix("]").split(",")]
+    parts = _split(inner.removesuffix("]"), ",")
     if name in LISTS:
-        return isinstance(value, list | tuple) and all(_is(parts[0], item) for item in value)
+        return isinstance(value, list | tuple) and all(_fits(parts[0], item) for item in value)
     if name in MAPPINGS:
-        return isinstance(value, Mapping) and all(_is(parts[-1], v) for v in value.values())
+        return isinstance(value, Mapping) and all(_fits(parts[-1], v) for v in value.values())
     return True
 
 
 def _spoken(kind: str) -> str:
     words = []
-    for option in kind.split(" | "):
+    for option in _split(kind, "|"):
         name, _, inner = option.partition("[")
-        of = inner.removesuffix("]").split(",")[0 if name in LISTS else -1].strip()
+        of = _split(inner.removesuffix("]"), ",")[0 if name in LISTS else -1]
         words.append(WORDS.get(name, name) + (" of numbers" if of in ("int", "float") else ""))
     return " or ".join(words)
+
+
+def _split(kind: str, sign: str) -> list[str]:
+    """An annotation's parts at a sign, those inside of brackets apart."""
+    parts, depth = [""], 0
+    for letter in kind:
+        depth += (letter == "[") - (letter == "]")
+        if letter == sign and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
