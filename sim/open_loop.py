@@ -3,29 +3,35 @@
     python -m vla_prune_sim.open_loop configs/run/drive_smoke.yaml --set sim.root=DIR
 
 The ego is put where the log was at every keyframe, sees what it would have seen there, and plans.
-Prints one line of JSON with the six scores of `metrics.open_loop` for each recipe. Nobody reacts
-to a plan: `vla-prune run` says how well a policy drives.
+Prints one line of JSON with the six scores of `metrics.open_loop` for each recipe. A scene whose
+data is broken counts as an error, is named, and is left out. Nobody reacts to a plan: `vla-prune
+run` says how well a policy drives.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from vla_prune_sim.drive.scene import STEP_S
 from vla_prune_sim.drive.vehicle import PLAN_DT_S
-from vla_prune_sim.drive.world import DriveWorld
+from vla_prune_sim.drive.world import DriveEpisodes, DriveWorld
 from vla_prune_sim.metrics.open_loop import Frame, evaluate, frame_at
 from vla_prune_sim.play import pruner_of
 from vla_prune_sim.rollout import Row, RunConfig, settled
+from vla_prune_sim.seats import BROKEN
 
 from vla_prune import config, report
 from vla_prune.build import build_adapter
 from vla_prune.errors import ActionError, ConfigError, VlaPruneError
 from vla_prune.policy import VLAPolicy, attach
+from vla_prune.types import Observation, PolicyState
+
+log = logging.getLogger(__name__)
 
 
 def measure(run_config: RunConfig) -> list[dict[str, Any]]:
@@ -36,7 +42,8 @@ def measure(run_config: RunConfig) -> list[dict[str, Any]]:
 
     Returns:
         Rows with ``recipe``, ``keep_ratio``, ``frames`` that count, ``errors`` (answers that were
-        no plan) and each score's ``1s``, ``2s``, ``3s`` and ``avg``.
+        no plan, and scenes that are broken), ``broken`` (names of those scenes) and each score's
+        ``1s``, ``2s``, ``3s`` and ``avg``.
     """
     if run_config.world != "drive":
         raise ConfigError(
@@ -57,24 +64,49 @@ def measure(run_config: RunConfig) -> list[dict[str, Any]]:
 def _row(row: Row, world: DriveWorld, tasks: Sequence[int], policy: VLAPolicy) -> dict[str, Any]:
     plans: list[np.ndarray] = []
     frames: list[Frame] = []
+    broken: list[str] = []
     errors = 0
     for task in tasks:
         episodes = world.open("drive", task)
-        seen, state = episodes.start(0, 0), policy.new_state()
-        simulation = episodes.env.simulation
-        while (frame := frame_at(simulation.scene, simulation.step_index)).complete:
-            try:
-                steps = policy.act_one(seen, state).actions
-                plans.append(np.cumsum(steps, axis=0))
-                frames.append(frame)
-            except ActionError:
+        try:
+            # All of a scene or nothing: how far it got before it broke must not weigh in the mean.
+            moments = list(_moments(episodes))
+        except BROKEN as error:
+            log.warning("%s is left out: %s", episodes.name, error)
+            broken.append(episodes.name)
+            continue
+        finally:
+            episodes.close()
+        state = policy.new_state()
+        for seen, frame in moments:
+            plan = _plan(policy, seen, state)
+            if plan is None:
                 errors += 1
-            simulation.relive(round(PLAN_DT_S / STEP_S))
-            seen = episodes.observe()
-        episodes.close()
-    about = {"recipe": row.recipe, "keep_ratio": row.keep_ratio, "errors": errors}
+            else:
+                plans.append(plan)
+                frames.append(frame)
+    about = {"recipe": row.recipe, "keep_ratio": row.keep_ratio, "errors": errors + len(broken)}
     scores = evaluate(np.stack(plans), frames) if plans else {}
-    return about | {"frames": len(frames)} | scores
+    return about | {"broken": broken, "frames": len(frames)} | scores
+
+
+def _moments(episodes: DriveEpisodes) -> Iterator[tuple[Observation, Frame]]:
+    """What the log saw and then did, every half second that has 3 s of it ahead."""
+    seen = episodes.start(0, 0)
+    simulation = episodes.env.simulation
+    while (frame := frame_at(simulation.scene, simulation.step_index)).complete:
+        yield seen, frame
+        simulation.relive(round(PLAN_DT_S / STEP_S))
+        seen = episodes.observe()
+
+
+def _plan(policy: VLAPolicy, seen: Observation, state: PolicyState) -> np.ndarray | None:
+    """Places ``[6, 2]``; None where the answer is no plan."""
+    try:
+        steps = policy.act_one(seen, state).actions
+    except ActionError:
+        return None
+    return np.cumsum(steps, axis=0) if np.isfinite(steps).all() else None
 
 
 def main(argv: list[str] | None = None) -> None:

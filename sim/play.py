@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from vla_prune_sim.realtime.config import PLAIN
 from vla_prune_sim.seats import Glimpse, LocalSeat, ProcessSeat, Seat
 
+from vla_prune import report
 from vla_prune.build import build_adapter, build_recipe
+from vla_prune.config import PLAIN
 from vla_prune.errors import ActionError, ConfigError
 from vla_prune.policy import VLAPolicy, attach
 from vla_prune.pruner import Pruner
@@ -46,7 +47,7 @@ class _Running:
     episode: Episode
     seat: Seat
     seed: int
-    state: PolicyState = field(default_factory=PolicyState)
+    state: PolicyState
     disguise: Callable[[Observation, int], Observation] | None = None
     glimpse: Glimpse | None = None
     llm_ms: list[float] = field(default_factory=list)
@@ -76,7 +77,7 @@ class Player:
     def __init__(self, config: RunConfig, world: str, keep_frames: bool, seats: int = 1) -> None:
         self.config = config
         self.frames = Path(config.work) / "frames"
-        self.keep_frames = keep_frames
+        self.keep_frames, self.commit = keep_frames, report.commit()
         kind = LocalSeat if seats == 1 else ProcessSeat
         self.seats: list[Seat] = [kind(world, config.sim) for _ in range(seats)]
         self.adapters: dict[str, Any] = {}
@@ -124,7 +125,8 @@ class Player:
     def _begin(self, seat: Seat, episode: Episode) -> _Running:
         seed = self.config.seed * 100_003 + episode.state
         seat.start(episode.suite, episode.task, episode.state, seed)
-        return _Running(episode, seat, seed)
+        state = PolicyState(draw=seed + 1009 * episode.task)
+        return _Running(episode, seat, seed, state)
 
     def _act(self, policy: VLAPolicy, running: Sequence[_Running]) -> None:
         for run in running:
@@ -157,6 +159,7 @@ class Player:
             **({"error": glimpse.error} if glimpse.error else {}),
             "steps": glimpse.steps,
             "assets": glimpse.assets,
+            "commit": self.commit,
         }
         if run.llm_ms:
             calls = {"calls": len(run.llm_ms), "llm_ms": float(np.median(run.llm_ms))}
@@ -188,21 +191,28 @@ class Player:
         if control == "other_images":
             frames = np.load(self._others_frames(episode))  # [calls, V, H, W, 3]
             return lambda o, call: replace(
-                o,
-                images=dict(
-                    zip(sorted(o.images), frames[min(call, len(frames) - 1)], strict=True)
-                ),
+                o, images=dict(zip(sorted(o.images), frames[call % len(frames)], strict=True))
             )
         return lambda o, _: o
 
     def _others_frames(self, episode: Episode) -> Path:
-        """What dense saw in another task: half the config's tasks on, or the next that has any."""
+        """What dense saw in another task, half the config's tasks on or behind that.
+
+        The first that lasted as long as dense in this one, else the longest: at the end of a short
+        one the same pictures come again.
+        """
         tasks = self.config.suites[episode.suite].tasks
         at = tasks.index(episode.task) + len(tasks) // 2
+        calls: dict[Path, int] = {}
         for other in [tasks[(at + i) % len(tasks)] for i in range(len(tasks))]:
             file = self._frame_file(episode, other)
             if other != episode.task and file.exists():
-                return file
+                calls[file] = _calls(file)
+        own = self._frame_file(episode, episode.task)
+        wanted = _calls(own) if own.exists() else 0
+        if calls:
+            longest = max(calls, key=lambda file: calls[file])
+            return next((file for file in calls if calls[file] >= wanted), longest)
         raise ConfigError(
             f"control other_images needs the dense episode of another task than {episode.task} of "
             f"{episode.suite} with state {episode.state}; put two tasks in the config."
@@ -210,6 +220,10 @@ class Player:
 
     def _frame_file(self, episode: Episode, task: int) -> Path:
         return self.frames / f"{episode.suite}_{task}_{episode.state}.npy"
+
+
+def _calls(file: Path) -> int:
+    return len(np.load(file, mmap_mode="r"))
 
 
 def _asked(policy: VLAPolicy, running: list[_Running]) -> list[tuple[_Running, ActionChunk]]:

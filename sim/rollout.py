@@ -22,12 +22,13 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from vla_prune_sim.realtime.config import PLAIN, RealtimeConfig, check_rows, settings
+from vla_prune_sim.realtime.config import RealtimeConfig, check_rows, settings
 from vla_prune_sim.realtime.tuned import resolved
 from vla_prune_sim.spans import numbers
 from vla_prune_sim.survey import Survey, marks, spoken, survey, tasks_there
 
-from vla_prune.config import check_keys
+from vla_prune import report
+from vla_prune.config import PLAIN, check_keys
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -263,6 +264,7 @@ def run(
             if result["key"] in mark and result.get("mark", "") in ("", mark[result["key"]])
         }
         results = list(done.values())
+        _tell_commits(results)
         todo = [episode for episode in wanted if episode.key not in done]
         _check(config, todo)
         # Controls that show another episode's images need the dense episodes first.
@@ -313,6 +315,16 @@ def settled(config: RunConfig) -> tuple[RunConfig, Survey | None]:
             )  # fmt: skip
         suites[name] = replace(entry, tasks=there)
     return replace(config, suites=suites, sim=found.options), found
+
+
+def _tell_commits(done: Sequence[Mapping[str, Any]]) -> None:
+    """Say it where a table goes on with episodes of other commits."""
+    others = {result.get("commit", "unknown") for result in done} - {report.commit()}
+    if others:
+        log.warning(
+            "run: episodes of commit %s count as done; give another 'work' to play them anew.",
+            ", ".join(sorted(others)),
+        )
 
 
 def _check(config: RunConfig, todo: Sequence[Episode]) -> None:

@@ -33,6 +33,7 @@ class Survey:
         place: where they are, for messages.
         assets: a hash of them.
         starts: how many states of a task begin differently; 0 for all of them.
+        code: a hash of the sources that say what happens in it and what that is worth.
     """
 
     tasks: int
@@ -40,6 +41,7 @@ class Survey:
     place: str
     assets: str
     starts: int = 0
+    code: str = ""
 
 
 def survey(world: str, options: Mapping[str, Any]) -> Survey | None:
@@ -53,6 +55,12 @@ def survey(world: str, options: Mapping[str, Any]) -> Survey | None:
 
     found = getattr(import_object(world), "survey", None)
     return None if found is None else found(**options)
+
+
+def sources(*folders: Path) -> str:
+    """A hash of the modules in some folders."""
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def tasks_there(suite: str, wanted: list[int], found: Survey) -> tuple[list[int], list[int]]:
@@ -85,6 +93,7 @@ def marks(config: RunConfig, found: Survey | None, episodes: Sequence[Episode]) 
     """
     shared = {
         "world": config.world,
+        "code": found and found.code,
         "sim": dict(config.sim),
         "assets": found and found.assets,
         "seed": config.seed,

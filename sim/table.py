@@ -33,6 +33,7 @@ def make(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, A
     lines.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
     document = report.provenance(config.seed) | {
         "assets": sorted({r["assets"] for r in results}),
+        "commits": sorted({r["commit"] for r in results if "commit" in r}),
         "rows": rows(config, results),
         "episodes_file": lines.name,
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.models.tiny import POLICY
 from vla_prune import bench, build
 from vla_prune.errors import ConfigError
 
@@ -47,28 +48,11 @@ def test_an_empty_bench_is_refused(policy: str) -> None:
         bench.run(bench.BenchConfig(policy, []))
 
 
-POCKET = """# x
-# y
-adapter: openvla
-weights: random
-config:
-  towers:
-    - {kind: conv, image_size: 32, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
-  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
-        num_attention_heads: 2}
-  views: [image]
-  form: oft
-  chunk: 2
-  slots_per_step: 1
-device: cpu
-"""
-
-
 def test_the_foreground_network_counts_among_the_cost(tmp_path: Path) -> None:
     from vla_prune.recon.bind import load_network
     from vla_prune.recon.model import recon_macs
 
-    (tmp_path / "pocket.yaml").write_text(POCKET)
+    (tmp_path / "pocket.yaml").write_text(POLICY.replace("image_size: 16", "image_size: 32"))
     recipe = "cuts: [{site: projector, scorers: [%s], selector: topk, budget: constant}]\n"
     (tmp_path / "norm.yaml").write_text(recipe % "norm")
     (tmp_path / "ours.yaml").write_text(recipe % "{name: foreground, weights: random}")

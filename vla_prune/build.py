@@ -74,8 +74,7 @@ def _kept(cuts: Sequence[Cut], keep_ratio: float) -> list[Cut]:
     for cut, ratio in zip(cuts, ratios, strict=True):
         if ratio is not None:
             part = log(ratio) / log(last) if last < 1.0 else 1.0
-            kept = keep_ratio if ratio == last else keep_ratio**part
-            cut = replace(cut, budget=replace(cut.budget, keep_ratio=kept))
+            cut = replace(cut, budget=replace(cut.budget, keep_ratio=keep_ratio**part))
         made.append(cut)
     return made
 
@@ -115,8 +114,10 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
     """A model family from a policy config: ``{adapter: NAME, its arguments}``.
 
     ``prompt_layer`` may stand in any: the decoder layer whose prompt rows look at what the prompt
-    names, for recipes that ask for the policy's. So may ``onnx``, a folder of ``vla-prune export``
-    or the fields of :class:`vla_prune.recon.ort.OrtConfig`: the policy then sees by ONNX Runtime.
+    names, for recipes that ask for the policy's. ``action_names`` say what each number of an
+    action is, so that no robot takes it for something else. So may ``onnx``, a folder of
+    ``vla-prune export`` or the fields of :class:`vla_prune.recon.ort.OrtConfig`: the policy then
+    sees by ONNX Runtime.
     """
     data = config.load(name, overrides, kind="policy")
     kind = data.pop("adapter", None)
@@ -124,6 +125,7 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
         raise did_you_mean(str(name), "adapter", str(kind), ADAPTERS)
     data.pop("name", None)
     layer, onnx = data.pop("prompt_layer", None), data.pop("onnx", None)
+    names = data.pop("action_names", [])
     if layer is not None and not (isinstance(layer, int) and layer >= 0):
         raise ConfigError(
             f"policy {name!r}: prompt_layer {layer!r} is no decoder layer; "
@@ -131,6 +133,7 @@ def build_adapter(name: str, overrides: Sequence[str] = ()) -> Any:
         )
     adapter = import_object(ADAPTERS[kind])(data)
     adapter.prompt_layer = layer
+    adapter.action_names = tuple(str(n) for n in names)
     return adapter if onnx is None else _by_onnx(f"policy {name!r}: onnx", adapter, onnx)
 
 

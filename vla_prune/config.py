@@ -17,6 +17,8 @@ from yaml import YAMLError
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
 from vla_prune.fields import check_keys as check_keys
 
+PLAIN = ("dense", "blind")  # recipes without a keep ratio
+
 
 def configs_folder() -> Path:
     """The shipped configs: ``configs/`` of the checkout, or of the installed wheel."""

@@ -214,7 +214,10 @@ def _check_buckets(pruners: Sequence[Pruner]) -> None:
 def _renewed(observation: Observation, state: PolicyState) -> tuple[PolicyState, tuple[str, ...]]:
     """A copy of the state to work on; without history if the instruction changed."""
     copy = PolicyState(
-        state.tick, observation.instruction, {k: list(v) for k, v in state.history.items()}
+        state.tick,
+        observation.instruction,
+        {k: list(v) for k, v in state.history.items()},
+        state.draw,
     )
     if state.instruction is None or state.instruction == observation.instruction:
         return copy, ()

@@ -22,6 +22,7 @@ from vla_prune.selectors.floors import fill, lift
 from vla_prune.tokens import History, TokenLayout, TokenView
 from vla_prune.types import PolicyState
 
+DRAW_CALLS = 1 << 20  # policy calls between two sequences of random draws
 ACTION = "action_attention"  # the key of PolicyState.history under which action attention is kept
 
 
@@ -196,7 +197,8 @@ class PruneCall:
         self.kept: dict[str, Tensor] = {}
         self.signals: dict[str, Tensor] | None = {} if signals else None
         self.device = torch.device(device)
-        self.tick = torch.tensor([state.tick for state in states], device=device)
+        ticks = [(state.tick + DRAW_CALLS * state.draw) % 2**31 for state in states]
+        self.tick = torch.tensor(ticks, device=device)
         self._history = self._stack(states)
         self._seen: tuple[Tensor, Tensor] | None = (
             None  # action attention sum [B, N], grid index [B, N]

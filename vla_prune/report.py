@@ -20,6 +20,8 @@ from rich.table import Table
 
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
 
+CHANGES = "+changes"  # behind the commit of a tree with changes
+
 
 def paired_interval(
     ours: Sequence[float], reference: Sequence[float], seed: int = 0, draws: int = 10_000
@@ -45,11 +47,11 @@ def paired_interval(
 
 
 def commit(folder: Path | None = None) -> str:
-    """The checkout's commit, ``+changes`` if files differ from it, ``unknown`` outside one."""
+    """The checkout's commit, `CHANGES` behind it if files differ, ``unknown`` outside one."""
     where = folder or Path(__file__).resolve().parent
     try:
         head = _git(where, "rev-parse", "--short=12", "HEAD")
-        return f"{head}+changes" if _git(where, "status", "--porcelain", "-uno") else head
+        return head + CHANGES if _git(where, "status", "--porcelain", "-uno") else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -98,7 +98,8 @@ class TokenView:
         attention: row kind, with ``@LAYER`` where that was asked -> :class:`Rows`; only what was
             asked for.
         history: action attention of earlier steps, if the recipe keeps any.
-        tick: ``[B]`` policy calls made before this one with each state.
+        tick: ``[B]`` policy calls made before this one with each state, on from where its sequence
+            of random draws begins.
         encoded: ``[B, N, E]`` the same tokens as they left the vision encoder, before any
             projector; only at the site ``projector``, of models that pass them on.
     """

@@ -62,11 +62,14 @@ class PolicyState:
         instruction: the instruction of the last call; a change of it clears ``history``.
         history: signal name -> its past values, newest last. Owned by the policy's pruner; tensors
             stay on the policy's device.
+        draw: which sequence of random sets a ``random`` recipe keeps, such as an episode's number;
+            with one for all, all episodes keep the same places call by call.
     """
 
     tick: int = 0
     instruction: str | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
+    draw: int = 0
 
 
 class Policy(Protocol):

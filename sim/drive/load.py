@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from vla_prune_sim.drive.nuscenes_format import TABLES, VERSION
+from vla_prune_sim.drive.nuscenes_format import MARKER, TABLES, VERSION
 from vla_prune_sim.drive.scene import Scene
 
 from vla_prune.errors import MissingError, did_you_mean
@@ -59,7 +59,8 @@ def open_world(path: str | Path) -> World:
 def count_scenes(path: str | Path) -> tuple[int, str]:
     """How many scenes `open_world` would find, and what tells these from others.
 
-    Quick: of a root only the table of scenes is read, and the others' sizes.
+    Quick: of a root only the table of scenes is read, and the others' sizes; a synthetic one says
+    itself what made it.
 
     Args:
         path: as for `open_world`.
@@ -83,6 +84,8 @@ def count_scenes(path: str | Path) -> tuple[int, str]:
         *(str(file.stat().st_size) for file in files),
         *(str(row.get("name")) for row in scenes),
     ]
+    if (root / MARKER).is_file():
+        told.append((root / MARKER).read_text(encoding="utf-8"))
     return len(scenes), f"{version}-{_short_hash(told)}"
 
 
@@ -100,6 +103,8 @@ def find_root(path: str | Path) -> tuple[Path, str | None, dict[str, Path]]:
         )
     if path.name.startswith("v1.0-") and (path.parent / "maps").is_dir():
         return path.parent, path.name, {}
+    if path.name.startswith("v1.0-") and (path / "scene.json").is_file():
+        raise MissingError(f"{path.parent / 'maps'} is missing; unpack the maps beside {path}.")
     if versions := sorted(p.name for p in path.glob("v1.0-*") if p.is_dir()):
         return path, versions[0] if len(versions) == 1 else None, {}
     from vla_prune_sim.drive.load_scenarionet import scene_files

@@ -94,10 +94,12 @@ def check_expansion(root: Path, location: str) -> None:
 def _check(path: Path, stamp: int) -> None:
     try:
         head = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even text
         raise ConfigError(
             f"{path} is no JSON ({error}); unpack the map expansion again."
         ) from error
+    if not isinstance(head, dict):
+        raise ConfigError(f"{path} is no map; unpack the map expansion again.")
     if str(head.get("version", "1.0")) < "1.3":
         raise ConfigError(
             f"{path} is of version {head.get('version', '1.0')}; get the map expansion 1.3."

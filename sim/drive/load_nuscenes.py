@@ -193,7 +193,7 @@ def _open(root: Path, version: str, stamps: tuple[int, ...]) -> _Root:
         scenes = {record["name"]: record for record in tables.scene}
         locations = {log["location"] for log in tables.log}
         _check_pictures(root, tables)
-    except json.JSONDecodeError:
+    except ValueError:
         for name in TABLES:  # the devkit does not say which
             read_json(root / version / f"{name}.json")
         raise
@@ -210,7 +210,7 @@ def read_json(path: Path) -> Any:
     """A table or a map; what is no JSON is named."""
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even text
         raise ConfigError(f"{path} is no JSON ({error}); get it again.") from error
 
 

@@ -34,7 +34,7 @@ from vla_prune_sim.drive.nuscenes_format import CATEGORIES
 from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
 from vla_prune_sim.drive.scene import PRIMED, STEP_S, Lane, RoadMap, Scene, Tracks
 
-from vla_prune.errors import ConfigError, MissingError, ShapeError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError, ShapeError
 
 NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
 KEYFRAME_STEPS = 5
@@ -106,7 +106,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     wanted = ("id", "version", "length", "metadata", "tracks", "map_features")
     lost = [key for key in wanted if not isinstance(whole, dict) or key not in whole]
     if lost:
-        raise ConfigError(f"{path} lacks {', '.join(lost)}; give files of ScenarioNet scenes.")
+        raise ShapeError(f"{path} lacks {', '.join(lost)}; give files of ScenarioNet scenes.")
     return whole
 
 
@@ -114,9 +114,10 @@ def load_scenarionet(path: Path) -> Scene:
     """One scene of a ScenarioNet file, with the cameras of a nuScenes car and no pictures.
 
     Raises:
-        ShapeError: the pickle, a track or a map feature is not whole, time stamps go backwards or
-            are not 0.1 s apart, or a pose or size makes no sense.
-        ConfigError: no ScenarioNet file of nuScenes, or no ego.
+        ShapeError: it is no ScenarioNet file of nuScenes, has no ego, the pickle, a track or a map
+            feature is not whole, time stamps go backwards or are not 0.1 s apart, or a pose or
+            size makes no sense.
+        ConfigError: it holds code. Who gave the file cannot be trusted with the others either.
     """
     whole = load_pickle(path)
     with scene_data(str(path), "convert the scene again"):
@@ -127,9 +128,9 @@ def _scene(path: Path, whole: dict[str, Any]) -> Scene:
     name, steps, about = str(whole["id"]), int(whole["length"]), whole["metadata"]
     ego_id = about.get("sdc_id", "ego")
     if ego_id not in whole["tracks"]:
-        raise did_you_mean(str(path), "ego track", str(ego_id), whole["tracks"])
+        raise ShapeError(f"{path} has no ego track {str(ego_id)!r}; convert the scene again.")
     if "nuscenes" not in str(about.get("dataset", "nuscenes")).lower():
-        raise ConfigError(
+        raise ShapeError(
             f"{path} is of {about['dataset']}; only scenes of nuScenes have its cameras and car."
         )
     _check_stamps(path, about.get("ts"), steps)

@@ -23,9 +23,11 @@ from vla_prune_sim.drive.scene import Scene
 from vla_prune_sim.drive.simulation import Simulation, drive
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.write_nuscenes import write_root
+from vla_prune_sim.survey import sources
 
 from vla_prune.errors import ConfigError
 
+HERE = Path(__file__).parent
 SEEDS = 10_000  # towns of one world; worlds of different seeds share none
 IMAGE_SIZE = (400, 225)
 
@@ -139,10 +141,13 @@ def make_root(
 def ensure_root(
     folder: Path, scenes: int, seed: int, progress: Callable[[int], None] | None = None
 ) -> Path:
-    """The root of these scenes below ``folder``, made at the first call by whoever comes first."""
+    """The root of these scenes below ``folder``, made at the first call by whoever comes first.
+
+    Its name holds a hash of the code that makes it: another code may make another world.
+    """
     if scenes < 1:
         raise ConfigError(f"run: sim.scenes is {scenes}; a world has one scene or more.")
-    out = folder / f"seed{seed}_scenes{scenes}"
+    out = folder / f"seed{seed}_scenes{scenes}_{sources(HERE)}"
     with _locked(out):
         return out if (out / MARKER).exists() else _make(out, scenes, seed, progress)
 
@@ -171,11 +176,14 @@ def _make(
 
     cv2.setNumThreads(1)
     part, note = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
-    order = json.dumps({"scenes": scenes, "seed": seed} | ({"sweeps": True} if sweeps else {}))
+    asked = {"scenes": scenes, "seed": seed, "code": sources(HERE)}
+    order = json.dumps(asked | ({"sweeps": True} if sweeps else {}))
     if not (note.exists() and note.read_text() == order):
         shutil.rmtree(part, ignore_errors=True)
         note.write_text(order)
     write_root(counted(), part, Painter(), IMAGE_SIZE, sweep_pictures=sweeps, go_on=True)
+    with (part / MARKER).open("a", encoding="utf-8") as marker:
+        marker.write(f"Made by sim/drive {sources(HERE)}, seed {seed}, {scenes} scenes.\n")
     part.replace(out)
     note.unlink()
     return out

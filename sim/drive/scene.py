@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 STEP_S = 0.1
+STOPPED_MPS = 0.05  # who is no faster stands
 PRIMED = 10  # steps of the log before a driver takes over
 # The nuScenes car, a Renault Zoe: metres. Its box is centred ahead of the rear axle.
 EGO_LENGTH, EGO_WIDTH, EGO_HEIGHT = 4.084, 1.730, 1.562

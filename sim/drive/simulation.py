@@ -17,6 +17,7 @@ from vla_prune_sim.drive.scene import (
     EGO_WIDTH,
     PRIMED,
     STEP_S,
+    STOPPED_MPS,
     Scene,
     ego_centre,
 )
@@ -80,7 +81,6 @@ class Simulation:
         self.tracker = Tracker()
         self.over, self.ended = False, ""
         self.record = Record()
-        self._struck = np.zeros(len(scene.tracks), bool)
         self.traffic = Traffic(scene, agents)
         self.along, _ = self.route.project(scene.ego[0, :2])
         for step in range(PRIMED + 1):
@@ -90,6 +90,8 @@ class Simulation:
             if step < PRIMED:
                 self.traffic.advance(self.body.pose, self.body.speed)
         self.start_along = float(self.along)
+        # Nobody drove into what is touched when the log hands over.
+        self._struck = touching(self.body, self.record.others[-1], scene.tracks.size)
 
     @property
     def step_index(self) -> int:
@@ -165,9 +167,11 @@ class Simulation:
         hit = touching(self.body, others, self.scene.tracks.size)
         if self.envelope is not None:
             self.strays.append(self.envelope.stray(self.body.pose, self.step_index))
-        # Being run into from behind ends nothing, also not while that car drives on through us.
+        # Being run into from behind or while we stand ends nothing, also not while whoever did it
+        # goes on through us.
         behind = to_local(others.pose[:, :2], self.body.pose)[:, 0] < 0.0
-        self._struck = hit & (behind | self._struck)
+        standing = abs(self.body.speed) <= STOPPED_MPS
+        self._struck = hit & (behind | standing | self._struck)
         if (hit & ~self._struck).any():
             self.over, self.ended = True, "collision"
         elif abs(self.left) > OFF_ROUTE_M:

@@ -23,7 +23,7 @@ from vla_prune_sim.drive.score import PARTS, blameless, feasible_m, score
 from vla_prune_sim.drive.simulation import Simulation, drive
 from vla_prune_sim.drive.vehicle import PLAN_POINTS
 from vla_prune_sim.realtime.move import Move
-from vla_prune_sim.survey import Survey
+from vla_prune_sim.survey import Survey, sources
 
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.types import Observation
@@ -65,7 +65,9 @@ class DriveWorld:
         """How many scenes there are; makes the synthetic root, where one is wanted."""
         root = cls(**options).root
         count, assets = count_scenes(root)
-        return Survey(count, {**options, "root": root}, root, assets, starts=1)
+        here = Path(__file__).parent
+        code = sources(here, here.parent / "metrics")
+        return Survey(count, {**options, "root": root}, root, assets, starts=1, code=code)
 
     def open(self, suite: str, task: int) -> DriveEpisodes:
         """One scene, ready to be driven."""

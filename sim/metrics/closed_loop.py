@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 import shapely
 from vla_prune_sim.drive.geometry import Polyline, corners, overlap, to_local
-from vla_prune_sim.drive.scene import EGO_LENGTH, EGO_WIDTH, STEP_S, RoadMap, ego_centre
+from vla_prune_sim.drive.scene import (
+    EGO_LENGTH,
+    EGO_WIDTH,
+    STEP_S,
+    STOPPED_MPS,
+    RoadMap,
+    ego_centre,
+)
 from vla_prune_sim.metrics.comfort import comfort, comfort_terms
 from vla_prune_sim.metrics.ground import Ground
 
 from vla_prune.errors import ShapeError
 
-STOPPED_MPS = 0.05
 OFF_ROAD_M = 0.3
 AGAINST_M = (2.0, 6.0)
 AHEAD, BEHIND = np.deg2rad(30.0), np.deg2rad(150.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from vla_prune_sim.realtime.pilot import make_pilot
-from vla_prune_sim.realtime.profiles import checked
+from vla_prune_sim.realtime.profiles import Rounds, checked
 
 from vla_prune.build import build_adapter
 from vla_prune.errors import ConfigError
@@ -28,22 +28,20 @@ def check(config: RunConfig, todo: Sequence[Episode]) -> None:
     if realtime.latency != "profile":
         return
     torch.set_num_threads(config.threads)
-    played = [episode for episode in todo if not episode.row.driver]
-    for suite in dict.fromkeys(episode.suite for episode in played):
-        rounds = checked(config, suite, build_adapter(config.suites[suite].policy))
-        for episode in played:
-            if episode.suite != suite:
-                continue
-            row = episode.row
-            rounds.of(row.recipe, realtime.charged_as)
-            if row.controller:
-                pilot = make_pilot(
-                    realtime.for_row(row), rounds, realtime.setting(episode.setting)
+    known: dict[str, Rounds] = {}
+    played = {(e.suite, e.row, e.setting): None for e in todo if not e.row.driver}
+    for suite, row, setting in played:
+        if suite not in known:
+            adapter = build_adapter(config.suites[suite].policy)
+            known[suite] = checked(config, suite, adapter)
+        rounds = known[suite]
+        rounds.of(row.recipe, realtime.charged_as)
+        if row.controller:
+            pilot = make_pilot(realtime.for_row(row), rounds, realtime.setting(setting))
+            if pilot.reads_signals and not rounds.signals:
+                raise ConfigError(
+                    f"realtime: controller: {' and '.join(SCORE_SIGNALS)} cost time, and the "
+                    "profile was measured without them; profile with --signals."
                 )
-                if pilot.reads_signals and not rounds.signals:
-                    raise ConfigError(
-                        f"realtime: controller: {' and '.join(SCORE_SIGNALS)} cost time, and the "
-                        "profile was measured without them; profile with --signals."
-                    )
-            elif row.keep_ratio != 1.0:
-                rounds.at(row.keep_ratio)
+        elif row.keep_ratio != 1.0:
+            rounds.at(row.keep_ratio)

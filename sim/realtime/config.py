@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vla_prune.config import check_keys
+from vla_prune.config import PLAIN, check_keys
 from vla_prune.errors import ConfigError, MissingError, did_you_mean
 from vla_prune.runtime.chunks import ALIGNS, JOINS
 from vla_prune.runtime.hold import HoldRule, make_hold
@@ -19,7 +19,6 @@ MODES = ("synchronous", "overlap", "asynchronous", "realtime_chunking")
 LATENCIES = ("none", "profile", "live")
 # Of a controller: what the real-time section says elsewhere.
 OWN = ("buckets", "latency_s", "period_s", "floor_may_miss")
-PLAIN = ("dense", "blind")  # recipes without a keep ratio
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def make(config: RunConfig, results: Sequence[Result]) -> dict[str, Any]:
     own = report.provenance(config.seed)
     run = own | {
         "assets": sorted({r["assets"] for r in results}),
+        "commits": sorted({r["commit"] for r in results if "commit" in r}),
         "realtime": asdict(config.realtime),
         "profiles": _profiles(config),
         "episodes_file": lines.name,

@@ -33,7 +33,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_prune_sim.train import resume
 from vla_prune_sim.train.features import FeatureCache
 from vla_prune_sim.train.frames import Batch, FrameSet
 from vla_prune_sim.train.keyframes import draw, surprise
@@ -45,6 +44,7 @@ from vla_prune.budgets import ConstantBudget
 from vla_prune.models.actions import Statistics
 from vla_prune.models.openvla import OpenVLA, OpenVLAInputs
 from vla_prune.pruner import Cut, Pruner
+from vla_prune.recon import resume
 from vla_prune.selectors import TopKSelector
 from vla_prune.tokens import TokenView
 from vla_prune.types import PolicyState

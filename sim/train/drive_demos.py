@@ -26,6 +26,7 @@ from vla_prune_sim.drive.drivers import RuleExpert
 from vla_prune_sim.drive.env import FRONT, INSTRUCTION, squeeze
 from vla_prune_sim.drive.geometry import wrap
 from vla_prune_sim.drive.render import ROAD, Renderer
+from vla_prune_sim.drive.scenarios import SCENARIOS
 from vla_prune_sim.drive.scene import Scene
 from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.town import make_scene
@@ -43,8 +44,9 @@ LEAST = {2: 0.08, 3: 0.04, 4: 0.04}  # share of a patch from which on it shows a
 FORMAT = 1
 FAR_M = 30.0
 # More room than the reference driver keeps, at no cost to its own score: who learns this errs by
-# half a metre, and what is half a metre too late is an accident.
-TEACHER = {"gap_m": 2.0, "headway_s": 1.3}
+# half a metre, and what is half a metre too late is an accident. Nor do single pictures tell where
+# someone on foot will be in two seconds.
+TEACHER = {"gap_m": 2.0, "headway_s": 1.3, "person_m": 0.8, "side_m": 0.4}
 
 
 class Disturbance:
@@ -68,24 +70,30 @@ class Disturbance:
         return bent
 
 
-def record(seed: int) -> tuple[dict[str, np.ndarray], dict] | None:
-    """One drive through the town of a seed, or None if the expert failed there undisturbed."""
+def record(seed: int, scenarios: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], dict] | None:
+    """One drive through the town of a seed, or None if the expert failed there undisturbed.
+
+    Args:
+        seed: of the town.
+        scenarios: of which it plays one; none leaves that to the seed.
+    """
     rng = np.random.default_rng([seed, 1])
     disturb = Disturbance(rng) if rng.random() < 0.8 else None
-    arrays, about = _drive(seed, disturb or (lambda _, plan: plan))
+    arrays, about = _drive(seed, scenarios, disturb or (lambda _, plan: plan))
     if about["ended"] != "time" and disturb is None:
         return None
     return arrays, about | {"disturbed": disturb is not None}
 
 
 def dagger(
-    seed: int, policies: Sequence[Callable[[], Executor]]
+    seed: int, policies: Sequence[Callable[[], Executor]], scenarios: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict]:
     """One drive of a policy's own, as in DAgger (see `train.dagger`).
 
     Args:
         seed: of the town.
         policies: of which one drives.
+        scenarios: as in `record`.
     """
     rng = np.random.default_rng([seed, 2])
     policy = policies[int(rng.integers(len(policies)))]()
@@ -94,12 +102,14 @@ def dagger(
         own = policy(frame, plan)
         return plan if rng.random() < EXPERT else own
 
-    arrays, about = _drive(seed, execute)
+    arrays, about = _drive(seed, scenarios, execute)
     return arrays, about | {"disturbed": False}
 
 
-def _drive(seed: int, execute: Executor) -> tuple[dict[str, np.ndarray], dict]:
-    scene = make_scene(seed)
+def _drive(
+    seed: int, scenarios: Sequence[str], execute: Executor
+) -> tuple[dict[str, np.ndarray], dict]:
+    scene = make_scene(seed, scenarios[seed % len(scenarios)] if scenarios else None)
     simulation, driver = Simulation(scene, "idm"), RuleExpert(**TEACHER)
     renderer = Renderer(scene, VIEW, FRONT)
     kinds = kinds_of(scene)
@@ -235,6 +245,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--per-shard", type=int, default=20)
     parser.add_argument("--first", type=int, default=100_000, help="seed of the first town")
+    parser.add_argument(
+        "--scenarios",
+        nargs="*",
+        default=[],
+        choices=["", *sorted(SCENARIOS)],
+        help="one a town, in turn; else the seed draws it",
+    )
     add_arguments(parser)
     parser.add_argument("--worker", default="0/1", help="i/n: this is worker i of n")
     args = parser.parse_args(argv)
@@ -242,10 +259,10 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     try:
-        make = record
+        make = partial(record, scenarios=args.scenarios)
         if args.policy:
             policies = [partial(_executor, begin) for begin in learners(args)]
-            make = partial(dagger, policies=policies)
+            make = partial(dagger, policies=policies, scenarios=args.scenarios)
     except VlaPruneError as error:
         parser.error(str(error))
     start, seen = time.time(), 0

@@ -2,9 +2,9 @@
 
 Nobody drives: the ego stands at a random instant of a scene somewhere near its nominal way, so
 that a scene gives many looks that differ, and what is near is often near. Each patch of each view
-knows its class, how far off the thing is that it shows, and on which side of the route the ground
-lies. Beside demonstrations, whose frames follow one another and mostly show an empty road, this
-is a cheap way to teach an image tower what a driver must see. ::
+knows its class, how far off the thing is that it shows, and how the route bends away from the
+ground there. Beside demonstrations, whose frames follow one another and mostly show an empty
+road, this is a cheap way to teach an image tower what a driver must see. ::
 
     python -m vla_prune_sim.train.sights --out runs/sights/drive --scenes 600 --worker 0/2
 """
@@ -21,7 +21,14 @@ from safetensors.numpy import save_file
 from vla_prune_sim.drive.env import FRONT, squeeze
 from vla_prune_sim.drive.geometry import Polyline, corners, overlap, to_local, to_world
 from vla_prune_sim.drive.render import Renderer, sight_lines
-from vla_prune_sim.drive.scene import EGO_LENGTH, EGO_WIDTH, PRIMED, Scene, ego_centre
+from vla_prune_sim.drive.scene import (
+    EGO_LENGTH,
+    EGO_WIDTH,
+    PRIMED,
+    Camera,
+    Scene,
+    ego_centre,
+)
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.train.drive_demos import PATCHES, SIZE, VIEW, kinds_of, patches
 
@@ -62,8 +69,7 @@ class Sights:
         ego[2] += rng.normal(0.0, 0.06)
         pose, present = scene.tracks.pose[:, step], scene.tracks.valid[:, step]
         boxes = corners(pose, *scene.tracks.size[:, :2].T)
-        own = corners(ego_centre(ego), np.array(EGO_LENGTH), np.array(EGO_WIDTH))
-        if (present & overlap(np.broadcast_to(own, boxes.shape), boxes)).any():
+        if (present & overlap(corners(ego_centre(ego), EGO_LENGTH, EGO_WIDTH), boxes)).any():
             return None
         views, masks = self.renderer.render(ego, pose, present, masks=True)
         classes = np.stack([patches(masks[name], self.kinds) for name in FRONT])
@@ -85,12 +91,15 @@ class Sights:
         }
 
 
-def _ground(camera) -> np.ndarray:
+def _middles(count: int, side: int) -> np.ndarray:
+    """Pixels in the middle of so many equal parts of a side, ``[count]``."""
+    return ((np.arange(count) + 0.5) * side / count).astype(int)
+
+
+def _ground(camera: Camera) -> np.ndarray:
     """Where the middle of each patch meets the ground, ``[12, 12, 2]``; NaN where it is far."""
     sight = sight_lines(camera)
-    rows = ((np.arange(PATCHES) + 0.5) * camera.height / PATCHES).astype(int)
-    columns = ((np.arange(PATCHES) + 0.5) * camera.width / PATCHES).astype(int)
-    sight = sight[np.ix_(rows, columns)]
+    sight = sight[np.ix_(_middles(PATCHES, camera.height), _middles(PATCHES, camera.width))]
     depth = camera.translation[2] / np.maximum(-sight[..., 2], 1e-3)
     points = camera.translation[:2] + depth[..., None] * sight[..., :2]
     return np.where(np.hypot(*points.T).T[..., None] < GROUND_M, points, np.nan)
@@ -100,12 +109,9 @@ def _places(
     ids: np.ndarray, classes: np.ndarray, kinds: np.ndarray, places: np.ndarray
 ) -> np.ndarray:
     """Of the nearest thing of a patch's class that it shows, ``[12, 12, 2]``."""
-    rows, columns = (
-        ((np.arange(PATCHES * SAMPLES) + 0.5) * side / (PATCHES * SAMPLES)).astype(int)
-        for side in ids.shape
-    )
-    seen = ids[np.ix_(rows, columns)].reshape(PATCHES, SAMPLES, PATCHES, SAMPLES)
-    seen = seen.transpose(0, 2, 1, 3).reshape(PATCHES, PATCHES, -1)
+    seen = ids[np.ix_(*(_middles(PATCHES * SAMPLES, side) for side in ids.shape))]
+    seen = seen.reshape(PATCHES, SAMPLES, PATCHES, SAMPLES).transpose(0, 2, 1, 3)
+    seen = seen.reshape(PATCHES, PATCHES, -1)
     agent = np.maximum(seen - 1, 0)
     fits = (seen > 0) & (kinds[agent] == classes[..., None])
     away = np.where(fits, places[agent, 0], np.inf)

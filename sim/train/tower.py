@@ -19,14 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_prune_sim.train import resume
 from vla_prune_sim.train.bc import CLASS_WEIGHT, warm_cosine
 from vla_prune_sim.train.drive_demos import CLASSES
 from vla_prune_sim.train.frames import augment
 from vla_prune_sim.train.pocket import pocket_config
 
 from vla_prune.models.vision import build_tower
+from vla_prune.recon import resume
 
+WARMUP = 100  # steps
 BEND_M = 6.0  # a route that bends more is as good as gone
 NAMES = ("images", "classes", "places", "lanes")
 
@@ -148,37 +149,39 @@ class TowerTrainer:
         self._resume()
 
     def run(self) -> None:
-        """Train to the last step."""
+        """Train to the last step, with a line of progress and a checkpoint now and then."""
         args, started, first, meter = self.args, time.monotonic(), self.step, []
         while self.step < args.steps:
-            rng = np.random.default_rng([args.seed, self.step])
-            rate = args.lr * warm_cosine(self.step, args.steps, 100)
-            heads_only = self.step < args.heads_first
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            index = rng.integers(len(self.looks.parts["images"]), size=args.batch)
-            looks = self.looks.batch(index, int(rng.integers(1 << 31)))
-            with torch.set_grad_enabled(not heads_only):
-                features = self.tower(looks["images"])
-            losses = self.heads.losses(features, looks)
-            self.optimiser.zero_grad(set_to_none=True)
-            sum(losses.values()).backward()
-            nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-            self.optimiser.step()
-            self.step += 1
-            decay = min(0.998, (1 + self.step) / (10 + self.step))
-            for name, value in self.modules.state_dict().items():
-                self.average[name].lerp_(value, 1.0 - decay)
-            meter.append({k: float(v.detach()) for k, v in losses.items()})
+            meter.append(self._step())
             if self.step % args.log_every == 0 or self.step in (args.steps, args.heads_first):
                 line = {k: float(np.mean([m[k] for m in meter])) for k in meter[0]}
                 meter = []
                 line |= self.validate() | {"step": self.step, "looks": self.looks.refresh()}
-                line["looks_per_s"] = (
-                    (self.step - first) * args.batch / (time.monotonic() - started)
-                )
+                seen = (self.step - first) * args.batch
+                line["looks_per_s"] = seen / (time.monotonic() - started)
                 print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
                 self.save()
+
+    def _step(self) -> dict[str, float]:
+        args = self.args
+        rng = np.random.default_rng([args.seed, self.step])
+        for group in self.optimiser.param_groups:
+            group["lr"] = args.lr * warm_cosine(self.step, args.steps, WARMUP)
+        index = rng.integers(len(self.looks.parts["images"]), size=args.batch)
+        looks = self.looks.batch(index, int(rng.integers(1 << 31)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            with torch.set_grad_enabled(self.step >= args.heads_first):
+                features = self.tower(looks["images"])
+            losses = self.heads.losses(features, looks)
+        self.optimiser.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(0.998, (1 + self.step) / (10 + self.step))
+        for name, value in self.modules.state_dict().items():
+            self.average[name].lerp_(value, 1.0 - decay)
+        return {k: float(v.detach()) for k, v in losses.items()}
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -233,6 +236,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="faster where the CPU knows it")
     parser.add_argument("--log-every", type=int, default=100)
     return parser.parse_args(argv)
 

@@ -357,6 +357,7 @@ def test_the_full_size_is_the_published_one():
     """On the meta device: shapes alone."""
     data = config.load("impromptu_3b_random", kind="policy")
     assert data.pop("adapter") == "qwen2_5_vl"
+    assert data.pop("action_names") == ["dx", "dy"]
     adapter = build(data | {"device": "meta"})
     assert sum(p.numel() for p in adapter.model.parameters()) == 3_754_622_976
     assert [(v.rows, v.cols) for v in adapter.layout.views] == [(20, 36)] * 3

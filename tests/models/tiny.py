@@ -30,3 +30,19 @@ POCKET = replace(
     OFT, towers=(CONV,), slots_per_step=1, learned_slots=True, shifted_read=False, head_hidden=24
 )
 CONFIGS = {"autoregressive": AUTOREGRESSIVE, "oft": OFT, "pocket": POCKET}
+# A policy config, random weights.
+POLICY = """# x
+# y
+adapter: openvla
+weights: random
+config:
+  towers:
+    - {kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
+  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
+        num_attention_heads: 2}
+  views: [image]
+  form: oft
+  chunk: 2
+  slots_per_step: 1
+device: cpu
+"""

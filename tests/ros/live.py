@@ -37,7 +37,7 @@ from .conftest import WORKSPACE
 
 DOMAIN = 100 + os.getpid() % 100
 WAIT_S = 90.0  # generous: machines are busy
-POLICY = "pocket_libero_spatial"
+POLICY = "pocket_arm_timing"  # no arm moves here
 PATHS = [
     *(str(WORKSPACE / name) for name in ("vla_prune_ros", "vla_prune_sim_bridge")),
     str(WORKSPACE.parents[1]),

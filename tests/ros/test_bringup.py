@@ -66,7 +66,23 @@ def test_layouts_and_the_middlewares_file_are_well_formed() -> None:
     rviz = OmegaConf.load(BRINGUP / "layouts" / "vla_prune.rviz")
     shown = {d.get("Topic", {}).get("Value") for d in rviz["Visualization Manager"]["Displays"]}
     assert {"overlay/image_raw", "plan"} <= shown
-    ET.parse(BRINGUP / "config" / "cyclonedds.xml")
+
+
+def test_the_middleware_starts_where_the_kernel_allows_a_smaller_buffer() -> None:
+    """Cyclone ends with an error if it does not get ``min``."""
+    tree = ET.parse(BRINGUP / "config" / "cyclonedds.xml")
+    (size,) = tree.iter("{https://cdds.io/config}SocketReceiveBufferSize")
+    assert set(size.attrib) == {"max"}
+    assert "rmem_max" in README
+
+
+@pytest.mark.parametrize(
+    ("package", "needed"),
+    [("vla_prune_ros", {"launch", "launch_ros", "ament_index_python"}), (BRINGUP.name, {"rviz2"})],
+)
+def test_a_package_names_what_it_starts_with(package: str, needed: set) -> None:
+    tree = ET.parse(WORKSPACE / package / "package.xml")
+    assert needed <= {found.text for found in tree.iter("exec_depend")}
 
 
 def test_every_node_is_in_the_readme() -> None:

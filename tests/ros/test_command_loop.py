@@ -13,7 +13,7 @@ from vla_prune_ros.status import Health
 
 from vla_prune.runtime.clock import ManualClock
 
-from .scene import START_S, STATUS, chunk, contract
+from .scene import START_S, STATUS, chunk, contract, joints
 
 PERIOD_S = 0.05
 RAMP = np.stack([np.linspace(0.1, 0.55, 10), np.zeros(10)], axis=1)
@@ -22,7 +22,10 @@ RAMP = np.stack([np.linspace(0.1, 0.55, 10), np.zeros(10)], axis=1)
 def ready(**changes) -> tuple[CommandLoop, ManualClock]:
     clock = ManualClock(START_S)
     options = {k: changes.pop(k) for k in ("execute", "join", "align") if k in changes}
-    return CommandLoop(contract(**changes), clock, Health("command_node"), **options), clock
+    loop = CommandLoop(contract(**changes), clock, Health("command_node"), **options)
+    if loop.measured is not None:
+        loop.put_state(joints(clock.now(), 0.0))
+    return loop, clock
 
 
 def run(loop: CommandLoop, clock: ManualClock, ticks: int) -> list:
@@ -70,6 +73,17 @@ def test_no_action_is_older_than_the_limit_and_the_hold_comes_within_a_period() 
     assert loop.health.state == "running"
 
 
+def test_a_chunk_that_ages_is_one_piece_of_news() -> None:
+    loop, clock = ready(max_action_age_ms=100)
+    loop.put_chunk(chunk(clock.now(), RAMP))
+    run(loop, clock, 3)
+    told = set()
+    for _ in range(30):
+        run(loop, clock, 1)
+        told.add(loop.health.news)
+    assert len(told) == 1
+
+
 def test_after_a_halt_the_same_episode_goes_on_with_its_next_chunk() -> None:
     loop, clock = ready(limits={})
     loop.put_chunk(chunk(clock.now(), RAMP))
@@ -81,6 +95,29 @@ def test_after_a_halt_the_same_episode_goes_on_with_its_next_chunk() -> None:
     assert "deactivated" in loop.health.reason
     assert loop.put_chunk(chunk(clock.now(), RAMP, tick=1)) == ""
     assert run(loop, clock, 1)[0].source == "chunk"
+
+
+def test_after_a_pause_nothing_is_sent_before_a_chunk() -> None:
+    """Somebody may have moved the machine."""
+    loop, clock = ready()
+    loop.put_chunk(chunk(clock.now(), RAMP))
+    run(loop, clock, 2)
+    loop.halt("the command node was deactivated.")
+    loop.begin()
+    clock.advance(600.0)
+    made = run(loop, clock, 2)
+    assert all(m.action is None and not m.messages for m in made)
+    assert loop.health.state == "waiting"
+    assert loop.put_chunk(chunk(clock.now(), RAMP, tick=1)) == ""
+    loop.put_state(joints(clock.now(), 0.1))
+    assert run(loop, clock, 1)[0].source == "chunk"
+
+
+def test_after_a_pause_the_clock_runs_at_the_rate_it_ran_at() -> None:
+    loop, _ = ready()
+    loop.watch.rate = 10.0
+    loop.begin()
+    assert loop.watch.rate == 10.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -110,6 +147,36 @@ def test_limits_hold_for_chunk_and_hold_alike() -> None:
     assert made[0].limited
 
 
+def test_a_hold_stands_where_the_rate_limit_has_left_the_machine() -> None:
+    loop, clock = ready()
+    loop.put_chunk(chunk(clock.now(), np.zeros((10, 2))))
+    run(loop, clock, 1)
+    loop.put_chunk(chunk(clock.now(), np.ones((10, 2)), tick=1))
+    np.testing.assert_allclose(run(loop, clock, 1)[0].action, 0.1, atol=1e-6)
+    loop.put_status(status("holding", "camera wrist silent for 0.17 s"))
+    held = run(loop, clock, 10)
+    np.testing.assert_allclose([m.action for m in held], np.full((10, 2), 0.1), atol=1e-6)
+
+
+def test_the_first_command_starts_where_the_machine_stands() -> None:
+    loop, clock = ready()
+    loop.begin()
+    assert loop.put_chunk(chunk(clock.now(), np.ones((10, 2)))) == ""
+    assert run(loop, clock, 1)[0].action is None
+    assert "before 'joint_states' says where the machine stands" in loop.health.reason
+    loop.put_state(joints(clock.now(), -0.5))
+    np.testing.assert_allclose(run(loop, clock, 1)[0].action, -0.4, atol=1e-6)
+
+
+def test_a_late_tick_takes_no_larger_step() -> None:
+    loop, clock = ready()
+    loop.put_chunk(chunk(clock.now(), np.zeros((10, 2))))
+    run(loop, clock, 1)
+    clock.advance(0.45)
+    loop.put_chunk(chunk(clock.now(), np.ones((10, 2)), tick=1))
+    np.testing.assert_allclose(run(loop, clock, 1)[0].action, 0.1, atol=1e-6)
+
+
 def test_the_rate_limit_can_be_tightened_live() -> None:
     loop, clock = ready()
     loop.set_limit_scale(0.5)
@@ -126,6 +193,9 @@ def test_the_rate_limit_can_be_tightened_live() -> None:
         ({"stamp_s": START_S + 5}, "ahead of this clock; synchronise the clocks"),
         ({"stamp_s": START_S - 5}, "too late"),
         ({"dt_s": 0.0}, "a time above 0"),
+        ({"dt_s": np.inf}, "a time above 0 between them, 0.001 to 60 s"),
+        ({"dt_s": 1e300}, "a time above 0 between them"),
+        ({"rows": np.zeros((10_001, 2))}, "at most 10000 rows"),
     ],
 )
 def test_chunks_that_do_not_belong_are_refused(message: dict, reason: str) -> None:
@@ -227,6 +297,29 @@ def test_a_vehicle_gets_its_whole_plan_and_brakes_along_it() -> None:
     gaps = np.diff(x)
     assert (np.diff(gaps) <= 1e-6).all()
     assert gaps[-1] == 0.0  # it ends standing
+
+
+def test_a_long_silence_of_the_policy_is_one_hold() -> None:
+    """Its plan neither grows nor moves, and brakes as the rule says."""
+    sink = {
+        "publish": {"topic": "plan", "type": "nav_msgs/msg/Path"},
+        "selector": {"names": ["dx", "dy"]},
+    }
+    loop, clock = ready(
+        actions=[sink], limits={}, hold={"name": "brake", "deceleration": 3.0}, execute=6,
+        max_action_age_ms=60000,
+    )  # fmt: skip
+    rows = np.tile([[5.0, 0.0]], (60, 1))
+    loop.put_chunk(chunk(clock.now(), rows, dt_s=0.5, names=("dx", "dy")))
+    loop.put_status(status("running"))
+    plans = [m.messages["plan"] for m in run(loop, clock, 600)]
+    stamps = [p["header"]["stamp"]["sec"] for p in plans]
+    assert stamps == sorted(stamps)
+    assert max(len(p["poses"]) for p in plans) < 20
+    x = [pose["pose"]["position"]["x"] for pose in plans[-1]["poses"]]
+    lengths = np.diff(x, prepend=0.0)
+    assert np.diff(lengths).min() >= -3.0 * 0.5**2 - 1e-4
+    assert lengths[-1] == 0.0
 
 
 def test_every_tick_is_counted_against_its_period() -> None:

@@ -14,6 +14,10 @@ from vla_prune.runtime.hold import Brake
 
 from .scene import contract, contract_data
 
+PATH = {
+    "publish": {"topic": "plan", "type": "nav_msgs/msg/Path"},
+    "selector": {"names": ["dx", "dy"]},
+}
 SHIPPED = sorted(path.stem for path in (config.configs_folder() / "ros").glob("*.yaml"))
 
 
@@ -82,6 +86,22 @@ def mistake(*path: Any, value: Any) -> dict[str, Any]:
             mistake("actions", 0, "publish", "type", value="geometry_msgs/msg/Twist"),
             "did you mean 'geometry_msgs/msg/TwistStamped'",
         ),
+        (
+            mistake("actions", 0, "publish", "type", value="geometry_msgs/msg/TwistStamped"),
+            r"actions\[0\]: selector.names: a twist has no 'j0'",
+        ),
+        (
+            mistake("actions", 0, "publish", "type", value="nav_msgs/msg/Path"),
+            r"actions\[0\]: selector.names: a path cannot be made of j0, j1",
+        ),
+        (
+            mistake("actions", 0, value=PATH),
+            "limits.rate holds from tick to tick, and a nav_msgs/msg/Path is sent as a whole",
+        ),
+        (
+            mistake("observations", 1, value=contract_data()["observations"][2]),
+            "two states are taken from 'joint_states'",
+        ),
         (mistake("limits", "low", value=[-1]), "limits.low has 1 entries, the actions have 2"),
         (mistake("limits", "rates", value=[1, 1]), "did you mean 'rate'"),
         (mistake("hold", value="holt"), "did you mean 'hold'"),
@@ -113,6 +133,19 @@ def test_a_missing_key_is_named_with_its_place() -> None:
 def test_a_policy_that_does_not_fit_is_refused(fit: tuple, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         contract().check_policy(*fit)
+
+
+def test_a_policy_that_says_something_else_than_the_machine_takes_is_refused() -> None:
+    """Steps of an end effector are as many numbers as an arm has joints."""
+    steps = build_names("pocket_libero_object")
+    with pytest.raises(ConfigError, match=r"takes joint1, .*, and the policy says dx, dy, dz"):
+        load_contract("arm").check_policy(["agentview", "wrist"], 8, 7, steps)
+    load_contract("libero").check_policy(["agentview", "wrist"], 8, 7, steps)
+    load_contract("vehicle").check_policy(["CAM_FRONT"], 10, 2, build_names("pocket_drive"))
+
+
+def build_names(policy: str) -> list[str]:
+    return config.load(policy, kind="policy")["action_names"]
 
 
 def test_a_policy_that_fits_is_taken() -> None:

@@ -1,9 +1,13 @@
 """Images to arrays and back: every byte right, no element touched one by one."""
 
+import ctypes
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +128,35 @@ def test_broken_compressed_data_is_refused() -> None:
         decode(message)
 
 
+def png(*parts: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of these chunks, each with its right checksum."""
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, data in parts:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        made += struct.pack(">I", len(data)) + kind + data + check
+    return made
+
+
+def header(width: int, height: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png((b"IHDR", b"\0" * 5)),
+        png(header(30_000, 30_000), (b"IDAT", b"")),
+        png(header(10_000, 6_000), (b"IDAT", b"")),
+        png(header(4, 4), (b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+    ],
+    ids=["cut", "bomb", "too large", "text bomb"],
+)
+def test_hostile_pictures_are_refused(data: bytes) -> None:
+    message = wire.make(COMPRESSED, {"format": "png", "data": array("B", data)})
+    with pytest.raises(ShapeError, match="the frame is dropped"):
+        decode(message)
+
+
 def test_arrays_that_do_not_fit_an_encoding_are_refused() -> None:
     with pytest.raises(ShapeError, match="cannot be sent as 'rgb8'"):
         image_fields(np.zeros((4, 4, 4), np.uint8), 0.0)
@@ -161,3 +194,37 @@ def test_pictures_reuse_the_memory_of_those_before() -> None:
 
     assert faults(keep=True) < 50 * 5  # a picture has 225 pages
     assert faults(keep=False) > 50 * 100
+
+
+ARENAS = """
+import ctypes, sys, threading
+sys.path.insert(0, {folder!r})
+from vla_prune_ros.memory import keep_memory
+keep = keep_memory() if {keep} else True
+libc, together = ctypes.CDLL(None), threading.Barrier(6)
+libc.fopen.restype, libc.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+def work():
+    held = [bytes(10_000) for _ in range(100)]
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+file = libc.fopen({told!r}.encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(keep)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="no glibc")
+def test_threads_share_one_arena(tmp_path: Path) -> None:
+    def arenas(keep: bool) -> int:
+        told = tmp_path / f"{keep}.xml"
+        folder = str(WORKSPACE / "vla_prune_ros")
+        code = ARENAS.format(folder=folder, keep=keep, told=str(told))
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        return told.read_text().count("<heap nr=")
+
+    assert arenas(keep=False) > 1
+    assert arenas(keep=True) == 1

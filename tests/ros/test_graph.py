@@ -12,7 +12,17 @@ import typer
 from typer.testing import CliRunner
 from vla_prune_ros import cli
 from vla_prune_ros.contract import Contract
-from vla_prune_ros.graph import Endpoint, Finding, Graph, Meter, Traffic, absolute, judge, stamp_of
+from vla_prune_ros.graph import (
+    CLOCK_TYPE,
+    Endpoint,
+    Finding,
+    Graph,
+    Meter,
+    Traffic,
+    absolute,
+    judge,
+    stamp_of,
+)
 from vla_prune_ros.qos import OUT, SENSOR_IN, Qos, conflict
 
 from vla_prune.cli import main as vla_prune_main
@@ -207,6 +217,26 @@ def test_a_meter_reads_stamps_out_of_the_bytes() -> None:
     assert stamp_of(bytes(wire.encode(joints(3.25), JOINTS)), JOINTS) == 3.25
     assert stamp_of(b"\0\1\0\0", IMAGE) is None
     assert Meter(IMAGE).traffic() == Traffic(0, 0.0, 0)
+
+
+def test_ages_are_in_simulated_time_where_there_is_one() -> None:
+    pytest.importorskip("rosbags")
+    from vla_prune_ros import wire
+
+    from .scene import image
+
+    clock = wire.make(CLOCK_TYPE, {"clock": {"sec": 3, "nanosec": 500_000_000}})
+    assert stamp_of(bytes(wire.encode(clock, CLOCK_TYPE)), CLOCK_TYPE) == 3.5
+    meter, today = Meter(IMAGE), 1.8e9
+    for i in range(20):
+        stamp = 1.0 + 0.1 * i
+        data = bytes(wire.encode(image(stamp, size=8), IMAGE))
+        meter.count(data, today + 0.1 * i, stamp + 0.004 if i else None)  # the first came before
+    traffic = meter.traffic()
+    np.testing.assert_allclose([traffic.hz, traffic.offset_s], [10.0, 0.004], atol=1e-6)
+    graph = replace(came(FRONT, offset_s=traffic.offset_s), simulated=True)
+    assert levels(judge(contract(), graph)) == {"ok"}
+    assert "nodes need use_sim_time" in said(graph, "/clock")
 
 
 # The command

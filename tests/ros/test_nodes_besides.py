@@ -97,6 +97,24 @@ def test_a_loop_takes_recorded_time_back(tmp_path: Path) -> None:
     assert not replay.over
 
 
+def test_recorded_commands_and_chunks_are_not_played(tmp_path: Path) -> None:
+    sent = {
+        "/front/image_raw": (IMAGE, image(START_S, 0, 16)),
+        "/action_chunk": (CHUNK, chunk(START_S)),
+        "/plan": ("nav_msgs/msg/Path", path(START_S, (1.0,))),
+    }
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        for topic, (kind, message) in sent.items():
+            connection = writer.add_connection(topic, kind, typestore=wire.types())
+            writer.write(connection, int(START_S * 1e9), bytes(wire.encode(message, kind)))
+    observed = Recording(tmp_path / "bag", only=["/front/image_raw", "/wrist/image_raw"])
+    assert observed.topics() == {"/front/image_raw": IMAGE}
+    assert [m.topic for m in observed.messages()] == ["/front/image_raw"]
+    assert set(Recording(tmp_path / "bag").topics()) == set(sent)
+    with pytest.raises(ConfigError, match="no observation of the contract; it has /front/image"):
+        Recording(tmp_path / "bag", only=["/camera/CAM_FRONT/image_raw"])
+
+
 def test_a_recording_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is no folder"):
         Recording(tmp_path / "nowhere")
@@ -178,7 +196,7 @@ def test_episodes_follow_each_other_and_time_never_goes_back() -> None:
         times.append(shown.time_s)
     assert shown.outcome == {"score": 10.0}
     again = robot.start()
-    assert again.time_s >= times[-1]
+    assert again.time_s > times[-1]  # a camera takes no second frame of one stamp
     assert robot.episodes.seed == 1
     assert again.state["data"] == [0.0]
 
@@ -188,6 +206,30 @@ def test_a_replay_is_moved_by_its_driver_alone() -> None:
     robot.start()
     robot.put_action(chunk(1.0, [[2.0, 0.0]]))
     assert robot.step().state["data"] == [10.0]
+
+
+def test_a_command_of_the_episode_before_moves_nothing() -> None:
+    robot = bridge()
+    robot.start()
+    robot.put_path(path(1.0, (3.0,)))
+    while not robot.over:
+        robot.step()
+    robot.start()
+    robot.put_path(path(1.0, (3.0,)))
+    assert "the episode before" in robot.refused
+    assert robot.step().state["data"] == [0.0]
+    robot.put_path(path(robot.time_s, (3.0,)))
+    assert robot.step().state["data"] == [3.0]
+
+
+def test_values_that_are_no_rows_move_nothing() -> None:
+    robot = bridge()
+    robot.start()
+    for rows in (0, 3):
+        message = chunk(1.0, [[2.0, 0.0]])
+        message.horizon = rows
+        robot.put_action(message)
+        assert f"2 values came for {rows} rows" in robot.refused
 
 
 def test_a_command_that_is_nan_moves_nothing() -> None:
@@ -353,6 +395,33 @@ def test_parameters_become_a_warm_policy_and_a_command_loop(tmp_path: Path) -> N
     assert set(made.messages) == {"plan"}
 
 
+def test_a_replay_at_ten_times_the_speed_is_no_jump_of_the_clock(tmp_path: Path) -> None:
+    clock = ManualClock(START_S)
+    with ExitStack() as stack:
+        values = parameters(tmp_path, buckets=[0.25], clock_rate=10.0)
+        model = assemble.open_model(values, stack)
+        loops = [
+            make(values, clock, model)
+            for make in (assemble.policy_loop, assemble.pruner_loop, assemble.token_loop)
+        ]
+        command = params.defaults("command_node") | {"contract": "vehicle", "clock_rate": 10.0}
+        loops.append(assemble.command_loop(command, clock))
+        watches = [getattr(loop, "senses", loop).watch for loop in loops]
+        for _ in range(3):
+            assert [watch.check(clock) for watch in watches] == [None] * 4
+            clock.advance(0.5)
+            clock.jump(clock.now() + 4.5)  # a load pause of half a second
+        clock.jump(START_S)
+        assert None not in [watch.check(clock) for watch in watches]
+
+
+@pytest.mark.parametrize("change", [{"instruction": "go"}, {"deadline_ms": 50.0}])
+def test_what_the_policys_half_cannot_follow_is_refused(tmp_path: Path, change: dict) -> None:
+    values = parameters(tmp_path, **change)
+    with pytest.raises(ConfigError, match="input 'tokens'"):
+        assemble.token_loop(values, ManualClock(), None)
+
+
 @pytest.mark.parametrize(("recipe", "told"), [("divprune", 0), ("fastv", 1)])
 def test_a_pruner_that_saves_no_bytes_says_so(
     recipe: str, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,6 +434,32 @@ def test_a_pruner_that_saves_no_bytes_says_so(
         loop = assemble.pruner_loop(values, ManualClock(START_S), model)
     notes = [note for note in loop.health.notes if "nothing at the projector" in note]
     assert len(notes) == told
+
+
+FOREGROUND = """
+name: by_foreground
+cuts:
+  - site: projector
+    scorers: [{name: foreground, weights: random}]
+    selector: topk
+    budget: {name: shared, keep_ratio: 0.25, floor: 0.0}
+"""
+
+
+def test_the_reconstructor_is_part_of_what_both_halves_must_share(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(FOREGROUND)
+    values = parameters(tmp_path, recipe=str(tmp_path / "recipe.yaml"), buckets=[0.5, 0.25])
+    with ExitStack() as stack:
+        model = assemble.open_model(values, stack)
+        first = assemble.pruner_loop(values, ManualClock(START_S), model).side.hashes
+        again = assemble.token_loop(values, ManualClock(START_S), model).side.hashes
+        assert first == again
+        assert first.reconstructor
+        weight = next(model.policy.pruners[0].cuts[0].scorers[0].network.parameters())
+        weight.data[0] += 1.0
+        changed = assemble.token_loop(values, ManualClock(START_S), model).side.hashes
+    assert changed.reconstructor != first.reconstructor
+    assert changed.encoder == first.encoder
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,39 @@ def test_a_silent_topic_is_named_within_a_period_of_its_limit_and_mended(topic: 
         robot.sense()
         assert loop.turn() is not None
         assert loop.health.state == "running"
+
+
+@pytest.mark.parametrize("ahead", [("image",), ("image", "wrist")])
+def test_a_camera_whose_clock_is_ahead_is_named(ahead: tuple[str, ...]) -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        robot.sense()
+        assert loop.turn() is not None
+        for _ in range(10):
+            clock.advance(PERIOD_S)
+            robot.sense(skip=ahead)
+            robot.sense(skip=tuple({"image", "wrist"} - set(ahead)), late_s=-0.5)
+            robot.sense(skip=("image", "wrist"))
+            assert loop.turn() is None
+            assert loop.health.state == "holding"
+            assert "camera image is ahead of this clock by 0.50 s" in loop.health.reason
+        told = loop.health.diagnostics(clock.now(), clock.steady(), {})["status"][0]["values"]
+        counts = {v["key"]: v["value"] for v in told}["dropped of image"]
+        assert counts == "overwritten 0, too old 0, ahead 10, out of order 0"
+        clock.advance(PERIOD_S)
+        robot.sense()
+        assert loop.turn() is not None
+        assert loop.health.state == "running"
+
+
+def test_cameras_that_never_look_together_are_named() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        for i in range(10):  # 10 Hz each, 50 ms out of phase; 20 ms are tolerated
+            clock.advance(0.05)
+            robot.sense(skip=("wrist" if i % 2 else "image",))
+            assert loop.turn() is None
+        assert loop.health.state == "holding"
+        assert "image, wrist belong together" in loop.health.reason
+        assert "50 ms apart, tolerance_ms is 20" in loop.health.reason
 
 
 def test_a_broken_frame_is_refused_and_the_next_one_taken() -> None:
@@ -206,6 +241,34 @@ def test_a_chunk_of_the_episode_before_a_reset_is_thrown_away() -> None:
         robot.sense()
         made = loop.turn()
         assert (made["episode_id"], made["tick"]) == ("second", 0)
+
+
+def test_no_episode_has_the_name_of_one_before() -> None:
+    with fused(keep=(0.25,)) as (loop, _, _):
+        names = [loop.senses.reset(name) for name in ("a", "b", "a", "a", "")]
+        assert len(set(names)) == 5
+        assert names[:2] == ["a", "b"]
+        assert names[2].startswith("a-")
+        assert loop.health.episode_id == names[-1]
+
+
+def test_a_reset_waits_for_the_look_that_is_under_way() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, _):
+        stale, resets = loop.senses.states.stale, []
+
+        def interrupted(now: float):  # somebody resets between the two questions of a look
+            resets.append(Thread(target=loop.senses.reset, args=("second",)))
+            resets[0].start()
+            resets[0].join(0.1)
+            return stale(now)
+
+        loop.senses.states.stale = interrupted
+        robot.sense()
+        sight = loop.senses.look()
+        assert sight is not None
+        assert sight.origin.episode_id != "second"
+        resets[0].join()
+        assert loop.health.episode_id == "second"
 
 
 def test_it_acts_no_more_often_than_it_may() -> None:

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("rosbags")
 
-from vla_prune_ros import wire
+from vla_prune_ros import token_loop, wire
 from vla_prune_ros.policy_loop import Buckets, Senses
-from vla_prune_ros.split import Side, check_split, hashes_of
+from vla_prune_ros.split import Side, act, check_split, hashes_of, see
+from vla_prune_ros.stamps import header_fields
 from vla_prune_ros.status import Health
 from vla_prune_ros.token_loop import PrunerLoop, TokenPolicyLoop
 
@@ -20,10 +21,11 @@ from vla_prune import config
 from vla_prune.build import build_recipe
 from vla_prune.errors import UnsupportedError
 from vla_prune.policy import attach
+from vla_prune.pruner import ACTION
 from vla_prune.runtime.clock import ManualClock
 from vla_prune.types import Observation
 
-from .scene import CHUNK, START_S, Robot, contract, joints, tiny_adapter
+from .scene import CHUNK, START_S, STATUS, Robot, contract, joints, tiny_adapter
 
 RECIPE = """
 name: two_cuts
@@ -66,7 +68,16 @@ class Pair:
         self.policy = TokenPolicyLoop(
             contract(), self.clock, Health("policy_node"), sides[1], Buckets((keep,), keep)
         )
+        self.policy.pace.rate_hz = 1000.0
         self.path = path
+
+    def policy_turn(self) -> tuple[dict, dict]:
+        """One observation through both halves: fields of the chunk, and of scores not sent yet."""
+        self.clock.advance(1 / 30)
+        self.robot.sense(skip=("joint_states",))
+        self.policy.put_state(self.policy.contract.states[0], joints(self.clock.now()))
+        assert self.policy.put_tokens(wired(TOKENS, self.pruner.turn())[0]) == ""
+        return self.policy.turn()
 
     def turn(self) -> tuple[object, int]:
         """One observation through both halves: the chunk message, and the bytes between them."""
@@ -143,6 +154,143 @@ def test_stale_tokens_are_not_acted_on(tmp_path: Path) -> None:
         pair.policy.put_state(pair.policy.contract.states[0], joints(pair.clock.now()))
         pair.policy.put_tokens(message)
         assert pair.policy.turn() is None
+
+
+def late_tokens(pair: Pair, late_s: float) -> object:
+    """A tokens message whose stamp is ``late_s`` ago when it comes."""
+    pair.clock.advance(1 / 30)
+    pair.robot.sense(skip=("joint_states",))
+    fields = pair.pruner.turn()
+    pair.policy.put_state(pair.policy.contract.states[0], joints(pair.clock.now()))
+    return wired(TOKENS, fields | {"header": header_fields(pair.clock.now() - late_s)})[0]
+
+
+@pytest.mark.parametrize(
+    ("late_s", "reason"),
+    [(0.4, "too old for use: 0.40 s on arrival"), (-0.4, "ahead of this clock by 0.40 s")],
+)
+def test_tokens_of_a_clock_that_differs_are_named(
+    late_s: float, reason: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        for _ in range(8):
+            assert pair.policy.put_tokens(late_tokens(pair, late_s)) == ""
+            assert pair.policy.turn() is None
+            assert pair.policy.health.state == "holding"
+            assert reason in pair.policy.health.reason
+        assert pair.policy.put_tokens(late_tokens(pair, 0.0)) == ""
+        assert pair.policy.turn() is not None
+        assert pair.policy.health.state == "running"
+
+
+def test_a_policy_without_tokens_holds_and_says_so(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        for since, state in ((0.1, "running"), (0.2, "holding")):
+            pair.clock.advance(0.1)
+            assert pair.policy.turn() is None
+            assert pair.policy.health.state == state, since
+        assert pair.policy.health.reason == "no visual tokens for 0.20 s."
+        pair.turn()
+        assert pair.policy.health.state == "running"
+
+
+def test_the_policy_tells_the_pruners_fault_at_once(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        said = {"node": "pruner_node", "state": "holding", "reason": "camera image silent"}
+        pair.policy.put_status(wire.make(STATUS, said))
+        assert pair.policy.turn() is None
+        assert pair.policy.health.reason == "pruner_node: camera image silent"
+        pair.turn()
+        assert pair.policy.turn() is None
+        assert pair.policy.health.state == "running"
+
+
+def test_a_jump_of_the_policys_clock_is_a_hold_without_history(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        pair.clock.jump(20.0)
+        assert pair.policy.turn() is None
+        assert "the clock jumped back" in pair.policy.health.reason
+        assert pair.policy.state.history == {}
+
+
+def test_scores_of_the_instruction_before_are_refused(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        _, old = pair.policy_turn()  # on their way while the instruction changes
+        pair.pruner.senses.put_task("open the drawer")
+        _, new = pair.policy_turn()
+        assert pair.pruner.state.history == {}
+        assert "the instruction changed at tick 2" in pair.pruner.put_scores(wired(SCORES, old)[0])
+        assert pair.pruner.state.history == {}
+        assert pair.pruner.put_scores(wired(SCORES, new)[0]) == ""
+        assert pair.pruner.state.history == {}  # a call may be under way; the next one takes it
+        pair.policy_turn()
+        assert len(pair.pruner.state.history[ACTION]) == 1
+
+
+def test_tokens_and_chunks_of_the_episode_before_a_reset_are_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.clock.advance(1 / 30)
+        pair.robot.sense(skip=("joint_states",))
+        pair.policy.put_state(pair.policy.contract.states[0], joints(pair.clock.now()))
+        pair.policy.put_tokens(wired(TOKENS, pair.pruner.turn())[0])
+        monkeypatch.setattr(token_loop, "act", meanwhile(act, pair.policy.reset))
+        assert pair.policy.turn() is None
+        assert "from before the reset" in pair.policy.health.last_refused
+        monkeypatch.setattr(token_loop, "see", meanwhile(see, pair.pruner.senses.reset))
+        pair.clock.advance(1 / 30)
+        pair.robot.sense(skip=("joint_states",))
+        assert pair.pruner.turn() is None
+        assert "before the reset" in pair.pruner.health.last_refused
+        assert pair.pruner.senses.tick == 0
+
+
+def test_a_reset_between_the_look_and_the_call_leaves_the_new_state_alone(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.clock.advance(1 / 30)
+        pair.robot.sense(skip=("joint_states",))
+        senses = pair.pruner.senses
+        senses.look = meanwhile(senses.look, senses.reset)
+        assert pair.pruner.turn() is None
+        assert (pair.pruner.state.instruction, pair.pruner.state.tick) == (None, 0)
+
+
+def meanwhile(function, reset):
+    """The function, and a reset that comes while it works."""
+
+    def both(*given):
+        made = function(*given)
+        reset("second")
+        return made
+
+    return both
+
+
+def test_a_reset_of_the_policys_half_keeps_the_pruners_episode(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        assert pair.policy.reset() == pair.pruner.health.episode_id
+        assert pair.policy.state.history == {}
+
+
+def test_the_policys_half_acts_no_more_often_than_it_may(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.policy.pace.rate_hz = 10.0
+        assert 9 <= sum(pair.policy_turn() is not None for _ in range(30)) <= 11
 
 
 def test_scores_of_another_episode_are_refused(tmp_path: Path) -> None:

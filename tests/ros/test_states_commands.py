@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from vla_prune_ros import wire
-from vla_prune_ros.commands import command_fields, joint_trajectory, places, trajectory
+from vla_prune_ros.commands import (
+    check_installed,
+    command_fields,
+    joint_trajectory,
+    places,
+    trajectory,
+)
 from vla_prune_ros.states import pick
 
-from vla_prune.errors import ConfigError, ShapeError
+from vla_prune.errors import ConfigError, MissingError, ShapeError
 
 from .scene import joints
 
@@ -42,6 +48,14 @@ def test_odometry_gives_speed_place_and_heading() -> None:
 def test_what_a_state_lacks_is_named(name: str, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         pick(joints(1.0), [name], "joint_states")
+
+
+@pytest.mark.parametrize(
+    "name", ["pose.pose.position", "pose.pose.position.yaw", "header.frame_id", "pose.0"]
+)
+def test_a_name_that_leads_to_no_number_is_told(name: str) -> None:
+    with pytest.raises(ShapeError, match=f"odom: '{name}' leads to no number"):
+        pick(wire.make(ODOMETRY, {}), [name], "odom")
 
 
 def test_a_state_that_is_not_finite_is_refused() -> None:
@@ -122,3 +136,10 @@ def test_no_command_is_made_of_nan(kind: str) -> None:
 def test_rows_must_fit_their_names() -> None:
     with pytest.raises(ShapeError, match="do not fit the 3 names"):
         joint_trajectory(np.ones((2, 2)), ["a", "b", "c"], 0.1, 0.0)
+
+
+def test_a_package_of_messages_that_is_not_installed_is_named() -> None:
+    with pytest.raises(MissingError, match="apt install ros-jazzy-no-such-msgs, or take") as error:
+        check_installed("no_such_msgs/msg/Trajectory", "autoware")
+    assert "autoware: a command is a no_such_msgs/msg/Trajectory" in str(error.value)
+    check_installed("json/msg/Any")

@@ -64,3 +64,15 @@ def test_the_machine_is_read_where_it_can_be(tmp_path: Path) -> None:
     assert found["memory [MiB]"] == 10.0
     assert found["temperature [C]"] == 67.5
     assert "temperature [C]" not in machine(tmp_path, tmp_path / "nowhere")
+
+
+def test_a_second_fault_is_news_and_a_longer_one_is_none() -> None:
+    health, told = Health("policy_node"), []
+    for reason in (
+        "camera a silent for 0.17 s",
+        "camera a silent for 0.37 s",
+        "camera a silent for 0.57 s; camera b silent for 0.16 s",
+    ):
+        health.holds(reason)
+        told.append(health.news)
+    assert told[0] == told[1] != told[2]

@@ -42,7 +42,7 @@ def over_the_wire(kind: str, fields: dict) -> object:
 def test_tokens_come_out_as_they_went_in(dtype: str, width: int) -> None:
     given = tokens(dtype, width)
     message = over_the_wire(TOKENS, pack_tokens(given, OURS))
-    back = unpack_tokens(message, OURS)
+    back = unpack_tokens(message, OURS, GRIDS)
     np.testing.assert_array_equal(back.features, given.features)
     np.testing.assert_array_equal(back.index, INDEX)
     assert (back.origin, back.instruction, back.dtype, back.dim) == (
@@ -61,7 +61,7 @@ def test_tokens_come_out_as_they_went_in(dtype: str, width: int) -> None:
 def test_another_hash_is_refused_and_named(part: str) -> None:
     message = over_the_wire(TOKENS, pack_tokens(tokens(), replace(OURS, **{part: "other"})))
     with pytest.raises(UnsupportedError, match=f"made with {part} other, here is"):
-        unpack_tokens(message, OURS)
+        unpack_tokens(message, OURS, GRIDS)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,29 @@ def test_tokens_that_do_not_fit_together_are_refused(field: str, value: object, 
     message = over_the_wire(TOKENS, pack_tokens(tokens(), OURS))
     setattr(message, field, value)
     with pytest.raises(ShapeError, match=text):
-        unpack_tokens(message, OURS)
+        unpack_tokens(message, OURS, GRIDS)
+
+
+def test_tokens_of_other_cameras_and_no_tokens_are_refused() -> None:
+    other = replace(tokens(), grids=(replace(GRIDS[0], cols=5), GRIDS[1]))
+    with pytest.raises(UnsupportedError, match="are front 4x5, wrist 2x3, here they are front 4x"):
+        unpack_tokens(over_the_wire(TOKENS, pack_tokens(other, OURS)), OURS, GRIDS)
+    none = replace(tokens(), features=np.zeros((0, 24), np.uint8), index=INDEX[:0])
+    with pytest.raises(ShapeError, match="none came"):
+        unpack_tokens(over_the_wire(TOKENS, pack_tokens(none, OURS)), OURS, GRIDS)
+
+
+@pytest.mark.parametrize("total", [23, 4_000_000_000])
+def test_scores_of_another_number_of_tokens_are_refused(total: int) -> None:
+    given = Scores(ORIGIN, INDEX, np.zeros(5, np.float32), total)
+    message = over_the_wire(SCORES, pack_scores(given, OURS))
+    with pytest.raises(ShapeError, match=f"of {total} visual tokens, the policy has 22"):
+        unpack_scores(message, OURS, 22)
 
 
 def test_scores_come_out_as_they_went_in() -> None:
     given = Scores(ORIGIN, INDEX, np.linspace(0, 1, 5, dtype=np.float32), 22)
-    back = unpack_scores(over_the_wire(SCORES, pack_scores(given, OURS)), OURS)
+    back = unpack_scores(over_the_wire(SCORES, pack_scores(given, OURS)), OURS, 22)
     np.testing.assert_array_equal(back.values, given.values)
     np.testing.assert_array_equal(back.index, INDEX)
     assert (back.origin, back.tokens) == (ORIGIN, 22)
@@ -92,7 +109,7 @@ def test_scores_come_out_as_they_went_in() -> None:
 def test_scores_that_are_not_finite_are_refused(value: float) -> None:
     given = Scores(ORIGIN, INDEX, np.array([1, 2, 3, 4, value], np.float32), 22)
     with pytest.raises(ShapeError, match="not finite"):
-        unpack_scores(over_the_wire(SCORES, pack_scores(given, OURS)), OURS)
+        unpack_scores(over_the_wire(SCORES, pack_scores(given, OURS)), OURS, 22)
 
 
 def test_a_recipes_hash_is_of_the_method_and_not_of_the_budget() -> None:

@@ -85,6 +85,8 @@ def test_a_command_node_goes_through_all_states_and_moves_nothing_without_a_chun
         fields = {k: getattr(sent, k) for k in ("names", "horizon", "dt", "values", "episode_id")}
         stamp = {"sec": sent.header.stamp.sec, "nanosec": sent.header.stamp.nanosec}
         node.loop.put_chunk(message(CHUNK, fields | {"header": {"stamp": stamp}}))
+        joints = {"name": list(names), "position": [0.0] * 7, "header": {"stamp": stamp}}
+        node.loop.put_state(message("sensor_msgs/msg/JointState", joints))
         end = time.monotonic() + 5.0
         while not heard and time.monotonic() < end:
             executor.spin_once(0.05)

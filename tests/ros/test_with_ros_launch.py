@@ -110,7 +110,7 @@ def test_the_split_launch_file_starts_its_side(sides: tuple[str, ...], tmp_path:
         processes = {}
         for side in sides:
             (folder := tmp_path / side).mkdir()
-            given = f"side:={side}", f"policy:={POLICY}"
+            given = f"side:={side}", "contract:=arm", f"policy:={POLICY}"
             processes[folder] = stack.enter_context(launched("split.launch.py", folder, *given))
         for folder in processes:
             until(lambda folder=folder: active(folder), "active nodes", 240.0)
@@ -128,7 +128,8 @@ def test_a_recording_becomes_commands(tmp_path: Path) -> None:
         stamps = record(tmp_path / "bag", robot, 20.0)
         chunks = robot.hear(CHUNK, "action_chunk")
         commands = robot.hear("trajectory_msgs/msg/JointTrajectory", COMMANDS)
-        given = f"bag:={tmp_path / 'bag'}", f"policy:={POLICY}", "loop:=true"
+        bag = f"bag:={tmp_path / 'bag'}"
+        given = bag, "contract:=arm", f"policy:={POLICY}", "loop:=true"
         with launched("replay.launch.py", tmp_path, *given) as process:
             until(lambda: active(tmp_path), "active nodes", 240.0)
             robot.hear(STATUS, "command_node/status")
@@ -245,7 +246,7 @@ def test_a_recording_of_the_graph_reads_and_replays_equal(
     assert read == {topic: [data for _, data in h] for topic, h in heard.items()}
     with live() as (robot, start):
         again = {topic: robot.hear(kind, topic, 500, raw=True) for topic, kind in topics.items()}
-        start("replay_node", bag=str(tmp_path / "bag"), rate=0.5)
+        start("replay_node", bag=str(tmp_path / "bag"), rate=0.5, topics="all")
         robot.bring_up("replay_node")
         until(lambda: all(again.values()), "the replay")
         last = {topic: data[-1] for topic, data in read.items()}

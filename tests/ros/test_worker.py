@@ -92,3 +92,12 @@ def test_a_crash_is_told_and_ends_it() -> None:
 def test_one_that_never_began_can_be_closed(work) -> None:
     Worker(work, LONG_S, lambda error: None).close()
     assert work.calls == 0
+
+
+def test_a_call_that_hangs_does_not_keep_it_from_closing(work) -> None:
+    worker = Worker(work, LONG_S, lambda error: None, wait_s=0.01)
+    worker.start()
+    worker()
+    assert work.begun.acquire(timeout=LONG_S)
+    worker.close()
+    work.go.release()

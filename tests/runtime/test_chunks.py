@@ -223,6 +223,20 @@ def test_halt_brakes_from_the_speed_that_the_machine_has() -> None:
     assert played(player, (0.15, 0.2)) == pytest.approx([0.35, 0.25])
 
 
+@pytest.mark.parametrize("stop", [ChunkPlayer.halt, ChunkPlayer.restart, None])
+def test_a_hold_goes_on_from_what_limits_let_through(stop) -> None:
+    """With no stop: when the chunk's rows are over."""
+    player = ChunkPlayer(execute=2, hold=Hold())
+    player.offer(chunk(0.0, start=8.0), 0.0)
+    for now, sent in ((0.0, 1.0), (0.1, 2.0)):
+        player.action(now)
+        player.sent(np.array([sent], np.float32))
+        player.plan(now)  # a look at the plan changes nothing
+    if stop is not None:
+        stop(player, 0.1)
+    assert played(player, (0.2, 0.3, 0.9)) == [2, 2, 2]
+
+
 def test_a_row_that_was_refused_was_never_sent() -> None:
     player = ChunkPlayer(execute=6, hold=Hold())
     player.offer(chunk(0.0), 0.0)
@@ -284,6 +298,19 @@ def test_after_a_jump_of_the_clock_it_holds_and_takes_chunks_with_earlier_stamps
     assert player.wants_next(5.1)
     assert player.offer(ActionChunk(np.full((6, 1), 0.3), DT, 5.1), 5.2).taken
     assert played(player, (5.2,)) == [0.3]
+
+
+@pytest.mark.parametrize("stop", [ChunkPlayer.halt, ChunkPlayer.restart])
+def test_a_hold_that_is_asked_for_again_and_again_is_one_hold(stop) -> None:
+    """It neither brakes harder than the rule says nor grows."""
+    player = ChunkPlayer(execute=6, hold=Brake(deceleration=10.0, size=1))
+    player.offer(ActionChunk(np.full((6, 1), 0.4), DT, 0.0), 0.0)
+    made = played(player, (0.0,))
+    for tick in range(1, 100):
+        stop(player, tick * DT)
+        made += played(player, (tick * DT,))
+    assert made[:7] == pytest.approx([0.4, 0.35, 0.25, 0.15, 0.05, 0.0, 0.0])
+    assert len(player.plan(10.0).actions) <= 7
 
 
 def test_a_reset_forgets_the_chunk_and_the_last_action() -> None:

@@ -122,6 +122,32 @@ def test_a_silent_camera_is_named_and_no_set_is_made_of_old_frames() -> None:
     assert sync.ages(0.3) == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}
 
 
+def test_a_camera_ahead_is_told_until_a_frame_of_now_comes() -> None:
+    sync = FrameSync(["a", "b"], 0.05, 0.2)
+    sync.put("a", "a0", 1.5)
+    sync.put("b", "b0", 1.0)
+    assert sync.take(1.0) is None
+    assert sync.ahead() == {"a": pytest.approx(0.5)}
+    sync.put("a", "a1", 1.02)
+    assert sync.take(1.02) is not None
+    assert sync.ahead() == {}
+
+
+def test_cameras_out_of_phase_are_told_after_the_age_limit() -> None:
+    sync, told = FrameSync(["a", "b"], 0.02, 0.2), []
+    for i in range(8):
+        now = 0.05 * i
+        sync.put("ab"[i % 2], i, now)
+        assert sync.take(now) is None
+        told.append(sync.apart(now))
+    assert told[:5] == [0.0] * 5
+    assert told[5:] == [pytest.approx(0.05)] * 3
+    sync.put("a", 8, 0.41)
+    sync.put("b", 9, 0.41)
+    assert sync.take(0.41) is not None
+    assert sync.apart(0.41) == 0.0
+
+
 def test_frames_without_partners_do_not_pile_up() -> None:
     sync = FrameSync(["a", "b"], 0.01, 100.0)
     for number in range(50):

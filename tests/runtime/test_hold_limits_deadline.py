@@ -41,6 +41,12 @@ def test_brake_stays_on_the_plans_way_and_never_passes_a_plan_that_stops_sooner(
     assert rows.sum(axis=0) == pytest.approx([0.6, 0.0])
 
 
+def test_a_plan_that_no_machine_drives_stops_in_a_bounded_number_of_rows() -> None:
+    rows = Brake().after(np.array([3e38, 0.0], np.float32), NONE, 0, 1e-3)
+    assert len(rows) <= 10_002
+    assert rows[-1].tolist() == [0.0, 0.0]
+
+
 def test_a_standing_vehicle_stands() -> None:
     assert Brake().after(None, NONE, 0, 0.5).tolist() == [[0.0, 0.0]]
     assert Brake().after(np.zeros(2), NONE, 0, 0.5).sum() == 0.0

@@ -28,7 +28,7 @@ def blindly(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drives")
 
     def make(seed: int):
-        return drive_demos.dagger(seed, [policy])
+        return drive_demos.dagger(seed, [policy], ["crossing_pedestrian", "narrow_passage"])
 
     count, frames = drive_demos.write_shard(folder / "shard_0000.hdf5", 1, SEED, make)
     return folder, looks, count, frames
@@ -40,6 +40,7 @@ def test_every_look_of_a_policy_comes_with_what_the_expert_would_do(blindly) -> 
     assert frames == len(looks)
     with h5py.File(folder / "shard_0000.hdf5") as file:
         demo = file["data/demo_0"]
+        assert demo.attrs["scenario"] == "crossing_pedestrian"
         assert demo.attrs["ended"] in ("off_route", "collision")
         wanted = np.stack([np.diff(plan, axis=0, prepend=0.0) for _, plan in looks])
         np.testing.assert_allclose(demo["chunks"][()], wanted, atol=1e-4)
@@ -60,3 +61,10 @@ def test_a_policy_that_is_not_there_is_refused_in_a_sentence(tmp_path, capsys) -
         drive_demos.main(["--out", str(tmp_path), "--policy", "pocket_nowhere"])
     assert stopped.value.code == 2
     assert "pocket_nowhere" in capsys.readouterr().err
+
+
+def test_a_scenario_that_is_not_there_is_refused_by_name(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        drive_demos.main(["--out", str(tmp_path), "--scenarios", "earthquake"])
+    assert stopped.value.code == 2
+    assert "crossing_pedestrian" in capsys.readouterr().err

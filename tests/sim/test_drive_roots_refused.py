@@ -18,6 +18,7 @@ from .small_scene import small_map, small_scene
 
 pytest.importorskip("nuscenes")
 VERSION = "v1.0-synthetic"
+GZIP = b"\x1f\x8b\x08\x00"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,30 @@ def test_a_cut_off_table_or_map_is_named(root, name):
     (root / name).write_text(text[: len(text) // 2])
     with pytest.raises(ConfigError, match=name):
         load_scene(root, "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (f"{VERSION}/ego_pose.json", GZIP),
+        (f"{VERSION}/scene.json", GZIP),
+        (f"{VERSION}/scene.json", b"[]"),
+        ("maps/expansion/singapore-queenstown.json", GZIP),
+        ("maps/expansion/singapore-queenstown.json", b"[]"),
+    ],
+)
+def test_a_table_or_map_that_is_something_else_is_named(root, name, data):
+    path = root / name
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=path.name):
+        open_world(root)
+
+
+def test_a_version_folder_without_maps_beside_it_is_told_so(root):
+    shutil.rmtree(root / "maps")
+    with pytest.raises(MissingError, match=r"root/maps is missing; unpack the maps beside"):
+        open_world(root / VERSION)
 
 
 def test_an_old_map_is_refused(root):

@@ -133,6 +133,26 @@ def test_a_scene_that_is_too_short_ends_its_episodes_and_not_the_run(tmp_path):
     assert said[1].startswith("short has 5 steps of 0.1 s; a drive takes over after 10 and needs")
 
 
+def test_a_pickle_that_is_no_scene_ends_its_episodes_and_not_the_run(tmp_path):
+    whole = scenario()
+    save(tmp_path, whole, "a.pkl")
+    save(tmp_path, {key: whole[key] for key in whole if key != "map_features"}, "b.pkl")
+    other = {**whole, "metadata": {**whole["metadata"], "dataset": "waymo"}}
+    save(tmp_path, other, "c.pkl")
+    other = {**whole, "metadata": {**whole["metadata"], "sdc_id": "me"}}
+    save(tmp_path, other, "d.pkl")
+    run_config = smoke(tmp_path, f"sim.root={tmp_path}")
+    run_config = replace(run_config, rows=[rollout.Row("dense"), rollout.Row(driver="stop")])
+    said = {r["task"]: r.get("error", "") for r in rollout.run(run_config) if "driver" in r}
+    assert said[0] == ""
+    for task, says in (
+        (1, "b.pkl lacks map_features"),
+        (2, "is of waymo"),
+        (3, "no ego track 'me'"),
+    ):
+        assert says in said[task]
+
+
 def test_a_root_that_is_incomplete_is_refused_by_the_run(roots, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(roots["synthetic"], root, copy_function=os.link)

@@ -233,7 +233,7 @@ def test_what_is_no_scene_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ShapeError, match=f"{path.name} is no whole pickle"):
         load_scenarionet(path)
-    with pytest.raises(ConfigError, match="lacks id, version"):
+    with pytest.raises(ShapeError, match="lacks id, version"):
         load_scenarionet(save(tmp_path, {"tracks": {}}))
     with pytest.raises(MissingError, match=r"nowhere\.pkl"):
         load_scenarionet(tmp_path / "nowhere.pkl")
@@ -259,7 +259,7 @@ def test_poses_and_times_must_make_sense(tmp_path):
             load_scenarionet(save(tmp_path, whole))
     whole = scenario()
     whole["metadata"]["dataset"] = "waymo"
-    with pytest.raises(ConfigError, match="is of waymo; only scenes of nuScenes"):
+    with pytest.raises(ShapeError, match="is of waymo; only scenes of nuScenes"):
         load_scenarionet(save(tmp_path, whole))
     whole = scenario()
     whole["tracks"]["ego"]["state"]["position"] = np.zeros((3, 3))

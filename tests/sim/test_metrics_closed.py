@@ -133,6 +133,25 @@ def test_being_hit_from_behind_is_not_at_fault():
     assert (parts["nc"], parts["ttc"], parts["score"]) == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("y", [0.0, 2.0])
+def test_what_comes_from_behind_is_so_in_and_out_of_the_lane(y):
+    seen = drive(5.0, [(-20.0, y, 0.0, 12.0, "vehicle.car")], y=y)
+    lane = Ground(seen.road).in_lane(seen.ego)
+    assert lane.all() == (y == 0.0)
+    (hit,) = closed_loop.hits(seen, lane, closed_loop.first_contacts(seen))
+    assert (hit.kind, hit.at_fault) == ("active_rear", False)
+
+
+def test_time_to_collision_looks_sideways_in_junctions_too():
+    beside = (3.0, 3.6, -np.pi / 2, 2.0, "vehicle.car")  # crosses from the left, beside the ego
+    road = street()
+    turn = replace(road, lanes=road.lanes | {"a": replace(road.lanes["a"], connector=True)})
+    on_lane, on_connector = (drive(2.0, [beside], steps=3, road=r) for r in (road, turn))
+    assert Ground(turn).in_lane(on_connector.ego).all()
+    assert score(on_lane)["ttc_s"] is None
+    assert score(on_connector)["ttc_s"] is not None
+
+
 def test_being_hit_while_standing_is_not_at_fault():
     for track in ((-20.0, 0.0, 0.0, 5.0), (20.0, 0.0, np.pi, 5.0), (1.0, 20.0, -np.pi / 2, 5.0)):
         parts = score(drive(0.0, [(*track, "vehicle.car")], feasible=0.0))

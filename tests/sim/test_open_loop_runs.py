@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.simulation import PRIMED, Simulation
 from vla_prune_sim.drive.write_nuscenes import write_root
 from vla_prune_sim.metrics.open_loop import OPEN_LOOP
+from vla_prune_sim.rollout import Row, RunConfig
+
+from vla_prune import config
+from vla_prune.policy import VLAPolicy
 
 from .small_scene import small_map, small_scene
 from .test_drive_env import POLICY
@@ -51,6 +57,41 @@ def test_every_recipe_is_scored_by_every_convention(root, tmp_path, capsys) -> N
         assert row["frames"] == 2  # 41 steps: hand-over at 10, three seconds of future
         assert row["l2_uniad"]["3s"] >= 0.0
         assert row["errors"] == 0
+
+
+def told(root, folder) -> dict:
+    """The dense row of a policy of random weights."""
+    (folder / "policy.yaml").write_text(POLICY)
+    own = [f"suites.drive.policy={folder}/policy.yaml", f"sim.root={root}", "sim.square=16"]
+    run_config = RunConfig(
+        **config.load("drive_smoke", [*own, "sim.image_size=[64,36]"], kind="run")
+    )
+    (row,) = open_loop.measure(replace(run_config, rows=[Row("dense")]))
+    return row
+
+
+def test_a_broken_scene_is_named_and_the_others_are_scored(root, tmp_path) -> None:
+    shutil.copytree(root, tmp_path / "root")
+    poses = tmp_path / "root" / "v1.0-synthetic" / "ego_pose.json"
+    rows = json.loads(poses.read_text())
+    rows[-1]["translation"][0] = float("nan")
+    poses.write_text(json.dumps(rows))
+    row = told(tmp_path / "root", tmp_path)
+    assert (row["frames"], row["errors"], row["broken"]) == (1, 1, ["b"])
+    assert np.isfinite(row["l2_uniad"]["3s"])
+
+
+def test_a_plan_that_is_not_finite_is_an_error(root, tmp_path, monkeypatch) -> None:
+    act, asked = VLAPolicy.act_one, []
+
+    def once(policy, seen, state):
+        asked.append(seen)
+        chunk = act(policy, seen, state)
+        return replace(chunk, actions=chunk.actions * np.nan) if len(asked) == 1 else chunk
+
+    monkeypatch.setattr(VLAPolicy, "act_one", once)
+    row = told(root, tmp_path)
+    assert (row["frames"], row["errors"], row["broken"]) == (1, 1, [])
 
 
 def test_another_world_is_refused(capsys) -> None:

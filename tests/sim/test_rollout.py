@@ -4,27 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from vla_prune_sim import rollout, table
+from vla_prune_sim import play, rollout, table
 
+from tests.models.tiny import POLICY
+from vla_prune.build import build_adapter
 from vla_prune.errors import ActionError, ConfigError, MissingError
-from vla_prune.policy import VLAPolicy
-
-POLICY = """# x
-# y
-adapter: openvla
-weights: random
-config:
-  towers:
-    - {kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
-  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
-        num_attention_heads: 2}
-  views: [image]
-  form: oft
-  chunk: 2
-  slots_per_step: 1
-device: cpu
-"""
+from vla_prune.policy import VLAPolicy, attach
 
 
 @pytest.fixture
@@ -77,6 +64,43 @@ def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
 
     one = rollout.run(config, only=["tiny:2:6:dual_level:0.25"])
     assert outcome(one) == {one[0]["key"]: outcome(results)[one[0]["key"]]}
+
+
+def test_episodes_of_other_commits_are_told(
+    config: rollout.RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vla_prune.report.commit", lambda folder=None: "aaaa")
+    rollout.run(config)
+    assert not caplog.records
+    lines = Path(config.work) / "episodes.jsonl"
+    lines.write_text("".join(line + "\n" for line in lines.read_text().splitlines()[:7]))
+    monkeypatch.setattr("vla_prune.report.commit", lambda folder=None: "bbbb")
+    document = table.make(config, rollout.run(config))
+    assert "commit aaaa count as done" in caplog.text
+    assert document["commits"] == ["aaaa", "bbbb"]
+
+
+def test_random_sets_differ_between_tasks(config: rollout.RunConfig) -> None:
+    adapter = build_adapter(config.suites["tiny"].policy)
+    row = rollout.Row("random", keep_ratio=0.25)
+    seat = type("Seat", (), {"start": lambda *given: None})()
+    player = play.Player(config, "", keep_frames=False, seats=0)
+    runs = [player._begin(seat, rollout.Episode("tiny", task, 5, row)) for task in (0, 2, 2)]
+    seen = adapter.example_observation(0)
+    with attach(play.pruner_of(row, 2), adapter) as policy:
+        kept = [policy.act_one(seen, run.state).kept for run in runs]
+    (first,), (other,), (again,) = (one.values() for one in kept)
+    assert first.tolist() != other.tolist() == again.tolist()
+
+
+def test_images_of_another_task_last_as_long_as_its_own(config: rollout.RunConfig) -> None:
+    suite = replace(config.suites["tiny"], tasks=[0, 1, 2, 3])
+    player = play.Player(replace(config, suites={"tiny": suite}), "", keep_frames=False, seats=0)
+    player.frames.mkdir(parents=True)
+    for task, calls in ((0, 5), (2, 2), (3, 6)):
+        np.save(player.frames / f"tiny_{task}_5.npy", np.zeros((calls, 1, 2, 2, 3), np.uint8))
+    episode = rollout.Episode("tiny", 0, 5, rollout.Row("dense", control="other_images"))
+    assert player._others_frames(episode).name == "tiny_3_5.npy"
 
 
 def test_another_world_or_policy_is_not_taken_for_done(config: rollout.RunConfig) -> None:

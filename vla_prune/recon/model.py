@@ -61,12 +61,11 @@ class ReconConfig:
         """Refuse sizes that do not fit each other."""
         if self.positions not in POSITIONS:
             raise did_you_mean("recon model", "positions", self.positions, POSITIONS)
-        sizes = {name: getattr(self, name) for name in ("hidden", "ffn", "heads", "kv_heads")}
-        check_least("recon model", 1, **sizes)
-        positive = {"rope_theta": self.rope_theta, "norm_eps": self.norm_eps}
-        check_least("recon model", 0, above=True, **positive)
-        stds = {"query_std": self.query_std, "scorer_std": self.scorer_std}
-        check_least("recon model", 0, **stds)
+        where = "recon model"
+        check_least(where, 1, hidden=self.hidden, ffn=self.ffn)
+        check_least(where, 1, heads=self.heads, kv_heads=self.kv_heads)
+        check_least(where, 0, True, rope_theta=self.rope_theta, norm_eps=self.norm_eps)
+        check_least(where, 0, query_std=self.query_std, scorer_std=self.scorer_std)
         if self.hidden % self.heads or self.heads % self.kv_heads:
             raise ConfigError(
                 f"recon model: {self.heads} heads with {self.kv_heads} key/value heads do not fit "
@@ -105,8 +104,8 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that are none."""
-        for name in ("layers", "ffn", "head_hidden", "pixels"):
-            check_least("recon decoder", 1, **{name: getattr(self, name)})
+        check_least("recon decoder", 1, layers=self.layers, ffn=self.ffn)
+        check_least("recon decoder", 1, head_hidden=self.head_hidden, pixels=self.pixels)
 
 
 class FullAttentionLayer(nn.Module):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from vla_prune import config as configs
 from vla_prune.adapters.encoder import encoder_of
@@ -28,6 +27,7 @@ from vla_prune.errors import (
     check_least,
 )
 from vla_prune.models.checkpoint import open_tensors
+from vla_prune.recon import resume
 from vla_prune.recon.cache import Cached, build_cache
 from vla_prune.recon.checkpoint import save_reconstructor
 from vla_prune.recon.frames import DataConfig
@@ -92,8 +92,8 @@ class TrainConfig:
         """Refuse numbers that cannot work."""
         if self.init not in INITS:
             raise ConfigError(f"recon: init {self.init!r} is unknown; known: host, random.")
-        for name in ("steps", "batch", "log_every", "save_every"):
-            check_least("recon", 1, **{name: getattr(self, name)})
+        check_least("recon", 1, steps=self.steps, batch=self.batch)
+        check_least("recon", 1, log_every=self.log_every, save_every=self.save_every)
         check_least("recon", 0, above=True, lr=self.lr, clip=self.clip)
         check_least("recon", 0, warmup=self.warmup, weight_decay=self.weight_decay, seed=self.seed)
 
@@ -277,13 +277,8 @@ class Trainer:
             "held_out": dict(told),
         }
         save_reconstructor(self.out / WEIGHTS, self.plain.pruner, self.encoder, about)
-        tensors = {f"network.{k}": v for k, v in self.plain.state_dict().items()}
-        for number, entry in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entry.items()}
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-        partial = self.out / f"{RESUME}.partial"
-        save_file(tensors, partial, metadata={"step": str(self.step)})
-        partial.rename(self.out / RESUME)
+        network = {"network": self.plain.state_dict()}
+        resume.write(self.out / RESUME, self.step, network, self.optimiser)
 
     def _saved(self) -> str:
         with open_tensors(self.out / RESUME) as file:
@@ -293,20 +288,8 @@ class Trainer:
         path = self.out / RESUME
         if not path.is_file():
             return
-        with open_tensors(path) as file:
-            self.step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network, state = {}, {}
-        for name, tensor in tensors.items():
-            part, key = name.split(".", 1)
-            if part == "network":
-                network[key] = tensor
-            else:
-                number, entry = key.split(".", 1)
-                state.setdefault(int(number), {})[entry] = tensor
-        self.plain.load_state_dict(network)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.step, parts = resume.read(path, self.optimiser)
+        self.plain.load_state_dict(parts["network"])
 
     def _cut_curve(self) -> None:
         """Take off what was logged behind the checkpoint, which comes again."""

@@ -26,7 +26,9 @@ from vla_prune.types import ActionChunk
 
 JOINS = ("replace", "append", "blend")
 ALIGNS = ("observation", "arrival")
-KEPT = 10_000  # newest seam jumps
+KEPT = 4096  # newest seam jumps
+MOST_ROWS = 10_000  # of a chunk: every tick of a plan sends them all
+DT_S = (1e-3, 60.0)  # between two rows
 _EPS = 1e-6  # of a row, and
 _TINY = 1e-9  # seconds: times that differ by rounding are the same
 
@@ -101,7 +103,9 @@ class _Segment:
     before: _Segment | None = None  # what it took over from
     fade: int = 0  # rows that are blended with that
     played: int = -1  # the row that was played last
-    expired: bool = False  # whether it was cut by its age
+    expired: bool = False  # whether it was cut: nothing of the chunk is played on
+    ahead: np.ndarray | None = None  # [m, A], the chunk's rows behind the end, for the hold rule
+    playable: int = 0  # how many of them may still be played
 
     def index(self, now: float) -> int:
         """The row of this time."""
@@ -155,6 +159,7 @@ class ChunkPlayer:
         self._segments: list[_Segment] = []  # the running one, and those that wait
         self._last: np.ndarray | None = None  # the row played last, and the one before that
         self._before: np.ndarray | None = None
+        self._limited = False  # whether less was sent than the row that was played last
         self._newest = float("-inf")  # stamp
 
     def offer(self, chunk: ActionChunk, now: float, not_before: float = float("-inf")) -> Offer:
@@ -190,6 +195,7 @@ class ChunkPlayer:
             return Offer(False, refused=refused, late=late)
         rows = self._with_hold(chunk.actions, end, fresh - end, chunk.dt_s)
         segment = _Segment(rows, first, end, origin, start, chunk.dt_s, chunk.stamp_s)
+        segment.ahead, segment.playable = chunk.actions[end:], fresh - end
         before = [s for s in self._segments if s is running or s.start < start - _TINY]
         segment.fade = self.blend_rows if self.join == "blend" and before else 0
         self._segments = [*before, segment]
@@ -208,12 +214,25 @@ class ChunkPlayer:
         fresh = index < segment.end
         return Command(row, index if fresh else -1, now - stamp, "chunk" if fresh else "hold")
 
+    def sent(self, action: np.ndarray) -> None:
+        """Say what of the row that :meth:`action` gave was sent, as limits have left it.
+
+        The hold goes on from there: a limit may have kept the machine far behind the chunk.
+
+        Args:
+            action: ``[A]``.
+        """
+        if self._last is not None:
+            self._limited = not np.array_equal(action, self._last)
+            self._last = action
+
     def plan(self, now: float) -> Plan | None:
         """All that would be played if nothing new came, never blended; None before a chunk."""
         segment = self._advance(now)
         if segment is None:
             return None
-        self._play(segment, now)
+        if segment.played != segment.index(now):
+            self._play(segment, now)
         source = "chunk" if segment.index(now) < segment.end else "hold"
         elapsed = now - segment.origin
         return Plan(segment.rows, elapsed, segment.dt_s, segment.stamp_s, source)
@@ -241,7 +260,8 @@ class ChunkPlayer:
     def halt(self, now: float, refused: bool = False) -> None:
         """The hold rule takes over at once, until the next chunk; those that wait are dropped.
 
-        It goes on from the row that was played last, in the middle of that row, too.
+        It goes on from the row that was played last, in the middle of that row, too. A hold that
+        has begun goes on: asked anew at every tick, a brake would take its first loss each time.
 
         Args:
             now: the time.
@@ -250,16 +270,24 @@ class ChunkPlayer:
         segment = self._advance(now)
         if refused:
             self._last = self._before
-        self._segments = [] if segment is None else self._cut(segment, segment.index(now))
+        if segment is None:
+            self._segments = []
+        elif segment.expired and not refused:
+            self._segments = [segment]
+        else:
+            self._segments = self._cut(segment, segment.index(now))
 
     def restart(self, now: float) -> None:
-        """Message time jumped to ``now``: hold from here, with an order of stamps that is new."""
+        """Message time jumped to ``now``: hold from here, with an order of stamps that is new.
+
+        A hold that has begun goes on with its next row.
+        """
         self._newest = float("-inf")
         if not self._segments:
             return
         segment = self._segments[0]
         at = min(segment.played + 1, len(segment.rows))
-        self._segments = self._cut(segment, at)
+        self._segments = [segment] if segment.expired else self._cut(segment, at)
         for cut in self._segments:
             cut.origin, cut.start, cut.stamp_s = now - at * cut.dt_s, now, float("-inf")
 
@@ -267,6 +295,7 @@ class ChunkPlayer:
         """Forget all but the counts, as at the beginning of an episode."""
         self._segments, self._newest = [], float("-inf")
         self._last = self._before = None
+        self._limited = False
 
     def _advance(self, now: float) -> _Segment | None:
         """The running segment, after those that waited have taken over."""
@@ -289,6 +318,8 @@ class ChunkPlayer:
 
     def _play(self, segment: _Segment, now: float) -> tuple[np.ndarray, float]:
         """The row of this time, blended where it has to be, and the oldest stamp behind it."""
+        if self._limited and segment.played < segment.end <= segment.index(now):
+            self._hold_from_sent(segment)
         row, stamp, index = segment.row(now), segment.stamp_s, segment.index(now)
         old = segment.before
         if old is not None and index - segment.first < segment.fade:
@@ -322,6 +353,12 @@ class ChunkPlayer:
         )
         return [cut]
 
+    def _hold_from_sent(self, segment: _Segment) -> None:
+        """Begin the hold where the machine was sent to, not where the chunk wanted it."""
+        rest = self.hold.after(self._last, segment.ahead, segment.playable, segment.dt_s)
+        segment.rows = np.concatenate([segment.rows[: segment.end], rest])
+        self._limited = False
+
     def _with_hold(self, rows: np.ndarray, end: int, playable: int, dt_s: float) -> np.ndarray:
         """``rows[:end]`` and behind them the hold rule's."""
         rest = self.hold.after(rows[end - 1], rows[end:], playable, dt_s)
@@ -336,10 +373,12 @@ class ChunkPlayer:
 
     def _why_not(self, chunk: ActionChunk) -> str:
         actions = chunk.actions
-        if actions.ndim != 2 or 0 in actions.shape or not chunk.dt_s > 0:
+        timed = DT_S[0] <= chunk.dt_s <= DT_S[1]
+        if actions.ndim != 2 or 0 in actions.shape or len(actions) > MOST_ROWS or not timed:
             return (
                 f"chunks: actions of shape {actions.shape} every {chunk.dt_s:g} s are no chunk; "
-                "it takes [H, A] and a time above 0."
+                f"it takes [H, A] with at most {MOST_ROWS} rows and a time above 0 between them, "
+                f"{DT_S[0]:g} to {DT_S[1]:g} s."
             )
         if self._last is not None and actions.shape[1] != len(self._last):
             return (

@@ -14,7 +14,7 @@ import numpy as np
 
 from vla_prune.errors import ConfigError
 
-KEPT = 100_000  # newest samples from which percentiles are taken
+KEPT = 4096  # newest samples from which percentiles are taken: two minutes at 30 Hz
 
 
 @dataclass(frozen=True)

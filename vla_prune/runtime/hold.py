@@ -16,6 +16,8 @@ import numpy as np
 from vla_prune.errors import ConfigError, ShapeError, did_you_mean
 from vla_prune.fields import check_keys
 
+MOST_ROWS = 10_000  # of a stop; a plan that no machine drives brakes harder
+
 
 class HoldRule(Protocol):
     """Rows for the time in which no fresh action is there."""
@@ -129,8 +131,9 @@ class Brake:
         """Shorter and shorter steps, then a zero."""
         if last is None or not np.any(last):
             return np.zeros((1, self.size if last is None else len(last)), np.float32)
-        length, loss = float(np.linalg.norm(last)), self.deceleration * dt_s**2
-        planned = np.linalg.norm(ahead, axis=1)
+        length = float(np.linalg.norm(np.asarray(last, float)))
+        loss = max(self.deceleration * dt_s**2, length / MOST_ROWS)
+        planned = np.linalg.norm(np.asarray(ahead, float), axis=1)
         lengths, next_loss = [], loss / 2  # the speed falls within the first interval, too
         while length > 0:
             length, next_loss = max(0.0, length - next_loss), loss

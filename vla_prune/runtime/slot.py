@@ -32,6 +32,10 @@ class Drops:
     ahead: int = 0
     out_of_order: int = 0
 
+    def __str__(self) -> str:
+        """For diagnostics."""
+        return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in vars(self).items())
+
 
 class NewestSlot:
     """Holds one item; a newer one overwrites it.
@@ -99,6 +103,7 @@ class _Camera:
     drops: Drops = field(default_factory=Drops)
     waiting: deque[tuple[Any, float]] = field(default_factory=deque)
     newest: float = float("-inf")
+    ahead_s: float = 0.0  # by how much the last frame was dropped; 0 if it was not for that
 
 
 class FrameSync:
@@ -131,6 +136,7 @@ class FrameSync:
             name: _Camera(_positive("frame sync", "max_age_s", ages[name])) for name in cameras
         }
         self._lock = Lock()
+        self._without_s: float | None = None  # since when there is no set, message time
 
     @property
     def drops(self) -> Mapping[str, Drops]:
@@ -163,7 +169,9 @@ class FrameSync:
                 self._clear(camera, now)
             found = self._match()
             if found is None:
+                self._without_s = now if self._without_s is None else self._without_s
                 return None
+            self._without_s = None
             for name, (_, stamp) in found.items():
                 camera = self._cameras[name]
                 while camera.waiting and camera.waiting[0][1] <= stamp:
@@ -183,20 +191,40 @@ class FrameSync:
         ages = self.ages(now)
         return tuple(n for n, camera in self._cameras.items() if ages[n] > camera.max_age_s)
 
+    def ahead(self) -> dict[str, float]:
+        """Camera -> seconds that its last frame was ahead of the clock, for those beyond limit."""
+        with self._lock:
+            return {n: camera.ahead_s for n, camera in self._cameras.items() if camera.ahead_s}
+
+    def apart(self, now: float) -> float:
+        """Seconds between the cameras' last frames, if that is why no set comes; else 0.
+
+        It is only after the longest age limit without a set: until then, one may be on its way.
+        """
+        with self._lock:
+            limit = max(camera.max_age_s for camera in self._cameras.values())
+            if self._without_s is None or now - self._without_s <= limit:
+                return 0.0
+            stamps = [camera.newest for camera in self._cameras.values()]
+            spread = max(stamps) - min(stamps)
+            return spread if self.tolerance_s < spread < float("inf") else 0.0
+
     def reset(self) -> None:
         """Forget the frames and their order, as after a jump of the clock. The counts stay."""
         with self._lock:
+            self._without_s = None
             for camera in self._cameras.values():
                 camera.waiting.clear()
-                camera.newest = float("-inf")
+                camera.newest, camera.ahead_s = float("-inf"), 0.0
 
     @staticmethod
     def _clear(camera: _Camera, now: float) -> None:
-        fresh = [
-            (frame, stamp)
-            for frame, stamp in camera.waiting
-            if not _dropped(camera.drops, now - stamp, camera.max_age_s)
-        ]
+        fresh = []
+        for frame, stamp in camera.waiting:
+            age = now - stamp
+            if not _dropped(camera.drops, age, camera.max_age_s):
+                fresh.append((frame, stamp))
+            camera.ahead_s = -age if age < -camera.max_age_s else 0.0
         if len(fresh) < len(camera.waiting):
             camera.waiting = deque(fresh)
             camera.newest = min(camera.newest, now)

@@ -29,6 +29,7 @@ from vla_prune import build, config, report
 from vla_prune.adapters.base import Adapter
 from vla_prune.adapters.encoder import fingerprint
 from vla_prune.bench import blank_observation
+from vla_prune.config import PLAIN
 from vla_prune.errors import ConfigError
 from vla_prune.policy import attach
 from vla_prune.pruner import Pruner
@@ -89,7 +90,7 @@ class ProfileConfig:
             raise ConfigError(
                 f"profile: threads {self.threads}; give 1 or more, or 0 for torch's choice."
             )
-        if self.recipe in ("dense", "blind"):
+        if self.recipe in PLAIN:
             raise ConfigError(
                 f"profile: recipe {self.recipe!r} has no buckets; name one that prunes. Dense is "
                 "measured in any case."

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_prune import config
+from vla_prune import config, report
 from vla_prune.errors import ConfigError, MissingError
 
 VERSION = 2
@@ -189,7 +189,7 @@ class Profile:
                     + (", or say that the profile stands for another device." if own else ".")
                 )
         # Two trees with changes at one commit need not have the same ones.
-        if self.subject.commit == now.commit and not now.commit.endswith(CHANGES):
+        if self.subject.commit == now.commit and not now.commit.endswith(report.CHANGES):
             return ()
         said = (
             f"profile: it was measured at commit {self.subject.commit}, this is {now.commit}; "
@@ -268,7 +268,6 @@ def recipe_hash(name: str) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-CHANGES = "+changes"  # end of the commit of a tree with changes, see `vla_prune.report.commit`
 _WORDS = {
     "policy": "policy",
     "config_hash": "a policy config whose hash is",

@@ -1,4 +1,7 @@
-"""An arm: cameras and joint states in, joint trajectories out; everything in one process."""
+"""An arm: cameras and joint states in, joint trajectories out; everything in one process.
+
+``policy:=NAME`` is one that says joint positions; none is shipped.
+"""
 
 from launch import LaunchDescription
 from vla_prune_ros.launching import arguments, graph, share
@@ -10,7 +13,6 @@ def generate_launch_description() -> LaunchDescription:
         [("vla_prune_ros", "fused", arguments("contract", "policy", "recipe"))],
         ["policy_node", "command_node", "overlay_node"],
         {
-            "policy": ("pocket_libero_object", "Policy config: a file, or a name."),
             "params": (share("config", "pocket_libero.yaml"), "Parameter file."),
         },
     )

@@ -32,6 +32,7 @@ def _side(context: object) -> list[LaunchDescription]:
         values = arguments(*given) | ({"input": "tokens"} if name == "policy_node" else {})
         processes.append(("vla_prune_ros", name, values))
     defaults = {
+        "contract": ("libero", "Topic map: a file, or a name in configs/ros."),
         "policy": ("pocket_libero_object", "Policy config: a file, or a name."),
         "recipe": ("divprune", "One that cuts at the projector, or all tokens cross the wire."),
         "params": (share("config", "pocket_libero.yaml"), "Parameter file."),

@@ -8,14 +8,19 @@ from vla_prune_ros.launching import arguments, graph, share
 
 def generate_launch_description() -> LaunchDescription:
     """World, policy, command and overlay, in simulated time."""
+    rate = ParameterValue(LaunchConfiguration("rate"), value_type=float)
     typed = {
         "task": ParameterValue(LaunchConfiguration("task"), value_type=int),
-        "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+        "rate": rate,
         "options": ParameterValue(LaunchConfiguration("options"), value_type=str),
     }
     return graph(
         [
-            ("vla_prune_ros", "fused", arguments("contract", "policy", "recipe")),
+            (
+                "vla_prune_ros",
+                "fused",
+                arguments("contract", "policy", "recipe") | {"clock_rate": rate},
+            ),
             (
                 "vla_prune_sim_bridge",
                 "sim_bridge",

@@ -99,7 +99,8 @@ def _pilot(params: Mapping[str, Any]) -> Pilot | None:
 
 def _fitting(params: Mapping[str, Any], model: Model) -> Contract:
     contract = load_contract(params["contract"])
-    contract.check_policy([grid.name for grid in model.grids], model.state_dim, model.actions)
+    views, names = [grid.name for grid in model.grids], model.adapter.action_names
+    contract.check_policy(views, model.state_dim, model.actions, names)
     return contract
 
 
@@ -111,6 +112,7 @@ def policy_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Policy
         contract, sources=tuple(s for s in contract.sources if not s.camera or s.camera in seen)
     )
     senses = Senses(contract, clock, Health("policy_node"), params["instruction"])
+    senses.watch.rate = params["clock_rate"]
     loop = PolicyLoop(
         senses,
         model.policy,
@@ -127,7 +129,8 @@ def policy_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Policy
 
 def _side(model: Model) -> Side:
     check_split(model.adapter)
-    return Side(model.adapter, model.policy.pruners, hashes_of(model.adapter, model.recipe))
+    pruners = model.policy.pruners
+    return Side(model.adapter, pruners, hashes_of(model.adapter, model.recipe, pruners))
 
 
 def pruner_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> PrunerLoop:
@@ -139,6 +142,7 @@ def pruner_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Pruner
         sources=tuple(s for s in contract.sources if s.camera in seen or s.key == "task"),
     )
     senses = Senses(contract, clock, Health("pruner_node"), params["instruction"])
+    senses.watch.rate = params["clock_rate"]
     buckets = Buckets(model.keep, params["keep_ratio"])
     side = _side(model)
     if not any(cut.site == PROJECTOR for pruner in side.pruners for cut in pruner.cuts):
@@ -149,17 +153,40 @@ def pruner_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> Pruner
     return PrunerLoop(senses, side, buckets, params["max_rate_hz"])
 
 
+def refuse_in_split(name: str, value: Any) -> None:
+    """Raise one sentence if a parameter has no meaning for the policy's half.
+
+    Raises:
+        ConfigError: it is set.
+    """
+    if name == "instruction" and value:
+        raise ConfigError(
+            "instruction: with input 'tokens' it is the pruner_node's; set it there."
+        )
+    if name == "deadline_ms" and value:
+        raise ConfigError("deadline_ms: input 'tokens' has no controller to keep it; leave it 0.")
+
+
 def token_loop(params: Mapping[str, Any], clock: Clock, model: Model) -> TokenPolicyLoop:
-    """The policy's half of the split form."""
+    """The policy's half of the split form.
+
+    Raises:
+        ConfigError: a parameter that is the pruner's, or the fused form's.
+    """
+    for name in ("instruction", "deadline_ms"):
+        refuse_in_split(name, params[name])
     contract = _fitting(params, model)
-    return TokenPolicyLoop(
+    loop = TokenPolicyLoop(
         contract,
         clock,
         Health("policy_node"),
         _side(model),
         Buckets(model.keep, params["keep_ratio"]),
         (params["policy"], params["recipe"]),
+        params["max_rate_hz"],
     )
+    loop.watch.rate = params["clock_rate"]
+    return loop
 
 
 def command_loop(params: Mapping[str, Any], clock: Clock) -> CommandLoop:
@@ -177,4 +204,5 @@ def command_loop(params: Mapping[str, Any], clock: Clock) -> CommandLoop:
         params["heartbeat_timeout_ms"] / 1e3,
     )
     loop.set_limit_scale(params["limit_scale"])
+    loop.watch.rate = params["clock_rate"]
     return loop

@@ -89,14 +89,17 @@ class Cameras:
         return Views(images, {camera: stamps[camera] for camera in order})
 
     def silent(self, now: float) -> str:
-        """Which cameras hold everything up, in words; empty if none does."""
+        """Which cameras hold everything up and why, in words; empty if none does."""
         ages = self.sync.ages(now)
-        late = {name: ages[name] for name in self.sync.silent(now)} | self._silent_lenders(now)
-        told = [
-            f"camera {name} {f'silent for {age:.2f} s' if age < 1e6 else 'has sent nothing yet'}"
-            for name, age in late.items()
-        ]
-        return "; ".join(told)
+        late = {name: -ahead for name, ahead in self.sync.ahead().items()}
+        late |= {name: ages[name] for name in self.sync.silent(now)} | self._silent_lenders(now)
+        apart = self.sync.apart(now)
+        if late or not apart:
+            return "; ".join(_why(f"camera {name}", age) for name, age in late.items())
+        return (
+            f"no frames of {', '.join(ages)} belong together: the last are {1e3 * apart:.0f} ms "
+            f"apart, tolerance_ms is {1e3 * self.sync.tolerance_s:g}."
+        )
 
     def reset(self) -> None:
         """Forget all frames, as after a jump of the clock."""
@@ -113,3 +116,9 @@ class Cameras:
             if s.drop == "last"
         }
         return {n: a for n, a in ages.items() if not abs(a) <= self.sources[n].last_age_s}
+
+
+def _why(camera: str, age_s: float) -> str:
+    if age_s < 0:
+        return f"{camera} is ahead of this clock by {-age_s:.2f} s; synchronise the clocks"
+    return f"{camera} {f'silent for {age_s:.2f} s' if age_s < 1e6 else 'has sent nothing yet'}"

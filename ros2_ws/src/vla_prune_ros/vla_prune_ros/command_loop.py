@@ -17,6 +17,7 @@ from vla_prune.runtime.deadline import DeadlineMonitor
 from vla_prune_ros.chunks import unpack_chunk
 from vla_prune_ros.commands import PLANS, command_fields
 from vla_prune_ros.contract import Contract
+from vla_prune_ros.states import pick
 from vla_prune_ros.status import HOLDING, Health
 
 FUTURE_S = 0.1  # a stamp further ahead means that the clocks disagree
@@ -79,6 +80,9 @@ class CommandLoop:
         self._chunk_dt_s = self.period_s
         self._episode, self._over = "", deque(maxlen=100)
         self._sent: tuple[np.ndarray, float] | None = None
+        # What the first command may differ from by one period's rate, where that can be measured.
+        self.measured = contract.measured if contract.limits.rate is not None else None
+        self._stands: tuple[np.ndarray, float] | None = None  # [A], and when it came
         self._life: float | None = None  # steady time of the policy's last sign of life
         self._fault = ""  # why the machine was told to hold
 
@@ -96,6 +100,25 @@ class CommandLoop:
             self._life = self.clock.steady()
             if message.state == HOLDING:
                 self._halt(f"{message.node}: {message.reason}")
+
+    def put_state(self, message: Any) -> None:
+        """Where the machine stands, from the topic ``measured``."""
+        with self.lock:
+            names = [f"position.{name}" for name in self.contract.names]
+            try:
+                stands = pick(message, names, self.measured.topic)
+            except VlaPruneError as error:
+                self.health.refuses(str(error))
+            else:
+                self._stands = (stands, self.clock.steady())
+
+    def begin(self) -> None:
+        """As new: nothing is sent before a chunk, for the machine may have been moved."""
+        with self.lock:
+            self.player.reset()
+            self.watch = ClockWatch(rate=self.watch.rate)
+            self._episode, self._fault = "", ""
+            self._sent = self._life = self._stands = None
 
     def reset(self) -> None:
         """Forget chunk and order; the machine holds until the next chunk."""
@@ -126,7 +149,8 @@ class CommandLoop:
             jump = self.watch.check(self.clock)
             now = self.clock.now()
             if jump is not None:
-                self._halt(str(jump))
+                self._fault = str(jump)
+                self.player.restart(now)
                 self.health.notes.append(str(jump))
             if self._life is not None and start - self._life > self.heartbeat_timeout_s:
                 silent = start - self._life
@@ -172,23 +196,26 @@ class CommandLoop:
         return offer.refused
 
     def _command(self, now: float, steady: float) -> Tick:
+        if self._unplaced(steady):
+            return self._wait_for_place()
         command = self.player.action(now)
         action, source, age = command.action, command.source, command.age_s
         limited = None
         if action is not None:
-            previous, since = self._sent if self._sent is not None else (None, steady)
-            limited = self.limits.limit(action, previous, steady - since)
+            previous, dt_s = self._before(steady)
+            limited = self.limits.limit(action, previous, dt_s)
             if limited.action is None:
                 self.health.refuses(limited.refused)
                 self._fault = limited.refused
                 self.player.halt(now, refused=True)
                 action, source = self.player.action(now).action, "hold"
                 if action is not None:
-                    limited = self.limits.limit(action, previous, steady - since)
+                    limited = self.limits.limit(action, previous, dt_s)
         self._tell(source, age)
         if limited is None or limited.action is None:
             return Tick(None, "hold", age)
         self._sent = (limited.action, steady)
+        self.player.sent(limited.action)
         stamp = now if source == "hold" or not np.isfinite(age) else now - age
         rows = limited.action[None]
         plan, once, messages = self._plan(rows, now), (rows, self.period_s, stamp), {}
@@ -198,6 +225,29 @@ class CommandLoop:
                 sink.type, sent, sink.names, dt_s, at, sink.frame_id
             )
         return Tick(limited.action, source, age, messages, bool(limited.changed.any()))
+
+    def _wait_for_place(self) -> Tick:
+        """Nothing is played, so that no hold goes to a row that was never sent."""
+        self._tell("hold", float("inf"))
+        if self._episode and not self._fault:
+            topic = self.measured.topic
+            self.health.waits(f"nothing is sent before {topic!r} says where the machine stands.")
+        return Tick(None, "hold", float("inf"))
+
+    def _unplaced(self, steady: float) -> bool:
+        """Whether a first command is due and it can, but is not known where the machine stands."""
+        if self._sent is not None or self.measured is None:
+            return False
+        return self._stands is None or steady - self._stands[1] > self.measured.max_age_s
+
+    def _before(self, steady: float) -> tuple[np.ndarray | None, float]:
+        """What the next command follows on, ``[A]`` or None, and the time that the rate has.
+
+        A receiver takes one period to get there, however late the tick is.
+        """
+        if self._sent is not None:
+            return self._sent[0], min(steady - self._sent[1], self.period_s)
+        return None if self._stands is None else self._stands[0], self.period_s
 
     def _plan(self, rows: np.ndarray, now: float) -> tuple[np.ndarray, float, float]:
         """All rows of a plan from its row 0 on, the hold rule's behind them; dt; stamp.
@@ -226,4 +276,4 @@ class CommandLoop:
     def _halt(self, reason: str) -> None:
         """Hold where the last action that was sent has left the machine."""
         self._fault = reason
-        self.player.restart(self.clock.now())
+        self.player.halt(self.clock.now())

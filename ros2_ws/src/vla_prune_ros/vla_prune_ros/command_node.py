@@ -8,6 +8,7 @@ from typing import Any
 from vla_prune_msgs.srv import Reset
 
 from vla_prune_ros import assemble
+from vla_prune_ros.commands import check_installed
 from vla_prune_ros.node import STATUS, ManagedNode, run
 from vla_prune_ros.qos import OUT, command_qos
 
@@ -19,19 +20,25 @@ class CommandNode(ManagedNode):
         super().__init__("command_node", **options)
 
     def configure(self, values: Mapping[str, Any]) -> None:
-        """Read the contract."""
+        """Read the contract; its types of messages have to be installed."""
         self.loop = assemble.command_loop(values, self.clock)
+        for sink in self.loop.contract.sinks:
+            check_installed(sink.type, self.loop.contract.where)
         self.health = self.loop.health
 
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
         contract, period = self.loop.contract, self.loop.period_s
+        self.loop.begin()
         self.sinks = {
             sink.topic: self.speak(sink.type, sink.topic, sink.qos or command_qos(period))
             for sink in contract.sinks
         }
         self.listen("vla_prune_msgs/msg/ActionChunk", "action_chunk", OUT, self.loop.put_chunk)
         self.listen(STATUS, "policy_node/status", OUT, self.loop.put_status)
+        measured = self.loop.measured
+        if measured is not None:
+            self.listen(measured.type, measured.topic, measured.qos, self.loop.put_state)
         self.serve(Reset, "~/reset", self.on_reset)
         self.release = self.clock.steady() + period
         self.every(period, self.tick)

@@ -6,11 +6,12 @@ Actions are rows ``[n, A]`` in physical units with one name for each dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from vla_prune.errors import ConfigError, ShapeError
+from vla_prune.errors import ConfigError, MissingError, ShapeError
 from vla_prune_ros.stamps import header_fields, time_fields
 
 TWIST = ("linear.x", "linear.y", "linear.z", "angular.x", "angular.y", "angular.z")
@@ -40,12 +41,9 @@ def twist_stamped(
     Raises:
         ConfigError: a name that is no part of a twist.
     """
+    check_names("geometry_msgs/msg/TwistStamped", names)
     twist = {"linear": {a: 0.0 for a in "xyz"}, "angular": {a: 0.0 for a in "xyz"}}
     for name, value in zip(names, _checked(rows, names)[0], strict=True):
-        if name not in TWIST:
-            raise ConfigError(
-                f"command: a twist has no {name!r}; name the dimensions {', '.join(TWIST)}."
-            )
         part, axis = name.split(".")
         twist[part][axis] = float(value)
     return {"header": header_fields(stamp_s, frame_id), "twist": twist}
@@ -57,15 +55,9 @@ def places(rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
     Raises:
         ConfigError: the dimensions are neither ``x, y`` nor ``dx, dy``.
     """
+    check_names("nav_msgs/msg/Path", names)
     rows = _checked(rows, names)
-    if tuple(names) == PLAN[1]:
-        return np.cumsum(rows, axis=0)
-    if tuple(names) == PLAN[0]:
-        return rows
-    raise ConfigError(
-        f"command: a path cannot be made of {', '.join(names)}; name the dimensions x and y "
-        "(places) or dx and dy (steps)."
-    )
+    return np.cumsum(rows, axis=0) if tuple(names) == PLAN[1] else rows
 
 
 def trajectory(
@@ -144,6 +136,39 @@ COMMANDS = {
     "vla_prune_msgs/msg/ActionChunk": raw,
 }
 PLANS = ("autoware_planning_msgs/msg/Trajectory", "nav_msgs/msg/Path")  # take all rows, not one
+
+
+def check_names(kind: str, names: Sequence[str], where: str = "command") -> None:
+    """Raise one sentence if a command of message type ``kind`` has no words for a dimension.
+
+    Raises:
+        ConfigError: a name that is no part of a twist; or a plan of neither ``x, y`` nor
+            ``dx, dy``.
+    """
+    if kind in PLANS and tuple(names) not in PLAN:
+        raise ConfigError(
+            f"{where}: a path cannot be made of {', '.join(names)}; name the dimensions x and y "
+            "(places) or dx and dy (steps)."
+        )
+    for name in names if kind == "geometry_msgs/msg/TwistStamped" else ():
+        if name not in TWIST:
+            raise ConfigError(
+                f"{where}: a twist has no {name!r}; name the dimensions {', '.join(TWIST)}."
+            )
+
+
+def check_installed(kind: str, where: str = "command") -> None:
+    """Raise one sentence if the package of message type ``kind`` is not installed.
+
+    Raises:
+        MissingError: it is not.
+    """
+    package = kind.split("/")[0]
+    if find_spec(package) is None:
+        raise MissingError(
+            f"{where}: a command is a {kind}, and {package} is not installed; apt install "
+            f"ros-jazzy-{package.replace('_', '-')}, or take a contract without it."
+        )
 
 
 def command_fields(

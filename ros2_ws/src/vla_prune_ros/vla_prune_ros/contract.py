@@ -17,6 +17,7 @@ from vla_prune import config
 from vla_prune.errors import ConfigError, did_you_mean
 from vla_prune.runtime.hold import HoldRule, make_hold
 from vla_prune.runtime.limits import Limits
+from vla_prune_ros.commands import PLANS, check_names
 from vla_prune_ros.qos import OUT, SENSOR_IN, Qos, read_qos
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -135,6 +136,12 @@ class Contract:
         return tuple(s for s in self.sources if s.key == "state")
 
     @property
+    def measured(self) -> Source | None:
+        """The state topic that says where every dimension of an action stands, if one does."""
+        wanted = {f"position.{name}" for name in self.names}
+        return next((s for s in self.states if wanted <= set(s.names)), None)
+
+    @property
     def task(self) -> Source | None:
         """Where the instruction comes from, if it does."""
         return next((s for s in self.sources if s.key == "task"), None)
@@ -144,13 +151,20 @@ class Contract:
         """Of the action's dimensions."""
         return self.sinks[0].names
 
-    def check_policy(self, views: Sequence[str], state_dim: int | None, actions: int) -> None:
+    def check_policy(
+        self,
+        views: Sequence[str],
+        state_dim: int | None,
+        actions: int,
+        names: Sequence[str] = (),
+    ) -> None:
         """Raise one sentence if a policy does not fit.
 
         Args:
             views: cameras it sees.
             state_dim: numbers of the state it takes; None for none.
             actions: dimensions of its actions.
+            names: what they are, as far as its config says so.
         """
         given = [s.camera for s in self.cameras]
         for view in views:
@@ -166,6 +180,11 @@ class Contract:
             raise ConfigError(
                 f"{self.where}: actions has {len(self.names)} names, the policy's actions have "
                 f"{actions} dimensions; name each."
+            )
+        if names and tuple(names) != self.names:
+            raise ConfigError(
+                f"{self.where}: the machine takes {', '.join(self.names)}, and the policy says "
+                f"{', '.join(names)}; take a policy of this machine."
             )
 
 
@@ -214,6 +233,13 @@ def read_contract(data: Mapping[str, Any], where: str = "contract") -> Contract:
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigError(f"{where}: key {key!r} is given twice; only 'state' may be.")
+    topics = [s.topic for s in sources if s.key == "state"]
+    for topic in topics:
+        if topics.count(topic) > 1:
+            raise ConfigError(
+                f"{where}: two states are taken from {topic!r}; list all of its numbers in one "
+                "selector."
+            )
     limits = data.get("limits") or {}
     _keys(f"{where}: limits", limits, ("low", "high", "rate"))
     for bound, values in limits.items():
@@ -222,6 +248,12 @@ def read_contract(data: Mapping[str, Any], where: str = "contract") -> Contract:
                 f"{where}: limits.{bound} has {len(values)} entries, the actions have "
                 f"{len(sinks[0].names)} names; give one for each."
             )
+    plan = next((s.type for s in sinks if s.type in PLANS), None)
+    if plan is not None and limits.get("rate") is not None:
+        raise ConfigError(
+            f"{where}: limits.rate holds from tick to tick, and a {plan} is sent as a whole; give "
+            "low and high alone."
+        )
     return Contract(
         name=str(data.get("name", "robot")),
         rate_hz=float(rate),
@@ -300,6 +332,7 @@ def _sink(where: str, data: Mapping[str, Any]) -> Sink:
         raise ConfigError(f"{where}: selector.names is empty; name each dimension of the action.")
     if len(set(names)) < len(names):
         raise ConfigError(f"{where}: selector.names has a name twice; each names one dimension.")
+    check_names(publish["type"], names, f"{where}: selector.names")
     qos = publish.get("qos")
     return Sink(
         str(publish["topic"]),

@@ -12,13 +12,14 @@ from array import array
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vla_prune.errors import ShapeError
 from vla_prune_ros.stamps import header_fields
 
 CHANNELS = {"rgb8": 3, "bgr8": 3, "mono8": 1, "rgba8": 4, "bgra8": 4}
 CODECS = ("jpeg", "png")
+MOST_PIXELS = 50_000_000  # of a compressed picture: a few bytes can ask for gigabytes
 
 
 def to_rgb(message: Any, camera: str = "camera") -> np.ndarray:
@@ -58,7 +59,7 @@ def decode(message: Any, camera: str = "camera") -> np.ndarray:
     """``[H, W, 3]`` uint8 RGB out of a ``sensor_msgs/CompressedImage`` (JPEG or PNG).
 
     Raises:
-        ShapeError: another codec, more than 8 bits a channel, or broken data.
+        ShapeError: another codec, more than 8 bits a channel, too many pixels, or broken data.
     """
     described = message.format.lower().replace("jpg", "jpeg")
     if described and ("depth" in described or not any(codec in described for codec in CODECS)):
@@ -72,8 +73,14 @@ def decode(message: Any, camera: str = "camera") -> np.ndarray:
                 f"{camera}: the picture has more than 8 bits a channel ({image.mode}); publish "
                 "8-bit colour."
             )
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise ShapeError(
+                f"{camera}: the picture has {width}x{height} pixels, {MOST_PIXELS} are the most; "
+                "the frame is dropped."
+            )
         return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ShapeError(
             f"{camera}: {len(message.data)} compressed bytes are no JPEG or PNG ({error}); the "
             "frame is dropped."

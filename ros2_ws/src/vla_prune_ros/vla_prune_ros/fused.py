@@ -13,4 +13,4 @@ from vla_prune_ros.policy_node import PolicyNode
 
 def main(args: list[str] | None = None) -> None:
     """Run the three nodes."""
-    run(lambda: [PolicyNode(), CommandNode(), OverlayNode()], args)
+    run(lambda: [PolicyNode(), OverlayNode(), CommandNode()], args)

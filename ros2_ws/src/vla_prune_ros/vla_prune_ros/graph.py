@@ -21,7 +21,9 @@ LARGE = 1_000_000  # bytes above which default buffers lose frames (ROS2.md)
 BUFFER = 4_194_304  # bytes that were enough for 1280x720
 FAST_LOSES = 200_000  # bytes that Fast DDS lost much of (ROS2.md)
 SLACK = 0.8  # share of the expected rate that is still fine
-STAMPED = (
+CLOCK, CLOCK_TYPE = "/clock", "rosgraph_msgs/msg/Clock"
+STAMPED = (  # their bytes begin with a time
+    CLOCK_TYPE,
     "sensor_msgs/msg/Image",
     "sensor_msgs/msg/CompressedImage",
     "sensor_msgs/msg/JointState",
@@ -82,6 +84,7 @@ class Graph:
         rmw: name of the middleware; empty if unknown.
         source: how it was read.
         seconds: it was listened to.
+        simulated: whether ages are in the time of ``/clock``.
     """
 
     endpoints: Sequence[Endpoint]
@@ -90,6 +93,7 @@ class Graph:
     rmw: str = ""
     source: str = ""
     seconds: float = 0.0
+    simulated: bool = False
 
     def ends(self, topic: str, writes: bool) -> list[Endpoint]:
         """Publishers or subscribers of a topic."""
@@ -126,6 +130,9 @@ def topics(contract: Contract, namespace: str = "/") -> dict[str, str]:
 def judge(contract: Contract, graph: Graph, namespace: str = "/") -> list[Finding]:
     """Everything that fits and does not, topic by topic."""
     found: list[Finding] = []
+    if graph.simulated:
+        text = "somebody sends simulated time: ages are in it, and nodes need use_sim_time."
+        found.append(Finding("ok", CLOCK, text))
     for source in contract.sources:
         found += _source(source, graph, absolute(source.topic, namespace), graph.seconds)
     for sink in contract.sinks:
@@ -290,11 +297,22 @@ class Meter:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._seen: list[tuple[float, int, float | None]] = []
+        self._simulated = False
 
-    def count(self, data: bytes, now: float) -> None:
-        """One message, as bytes, at message time ``now``."""
+    def count(self, data: bytes, now: float, simulated: float | None = None) -> None:
+        """One message.
+
+        Args:
+            data: its bytes.
+            now: this computer's time, seconds.
+            simulated: the last that ``/clock`` said, seconds; None if it said nothing yet.
+        """
+        if simulated is not None and not self._simulated:
+            self._simulated = True  # ages by this computer's clock mean nothing then
+            self._seen = [(at, size, None) for at, size, _ in self._seen]
         stamp = stamp_of(data, self.kind)
-        self._seen.append((now, len(data), None if stamp is None else now - stamp))
+        clock = now if simulated is None else simulated
+        self._seen.append((now, len(data), None if stamp is None else clock - stamp))
 
     def traffic(self) -> Traffic:
         """Everything so far."""

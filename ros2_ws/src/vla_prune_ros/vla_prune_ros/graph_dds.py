@@ -14,7 +14,7 @@ from cyclonedds.builtin import (
 from cyclonedds.core import Policy
 
 from vla_prune_ros import dds, wire
-from vla_prune_ros.graph import Endpoint, Graph, Meter, rmem_max
+from vla_prune_ros.graph import CLOCK, CLOCK_TYPE, Endpoint, Graph, Meter, rmem_max, stamp_of
 from vla_prune_ros.qos import Qos
 
 EVERYONE = Qos("reliable", 1000, "transient_local")  # all nodes write into one instance
@@ -41,6 +41,7 @@ def read(
         known = set(wire.types().types)
         meters = {t: Meter(kind) for t, kind in wanted.items() if kind in known}
         ears = {t: node.subscription(t, m.kind, Qos("best_effort", 50)) for t, m in meters.items()}
+        clock, simulated = node.subscription(CLOCK, CLOCK_TYPE, Qos("best_effort", 50)), None
         info = node.subscription("/ros_discovery_info", dds.DISCOVERY, EVERYONE, raw=True)
         ends = {
             True: BuiltinDataReader(node.participant, BuiltinTopicDcpsPublication),
@@ -55,9 +56,11 @@ def read(
                         found[sample.key.bytes] = (writes, sample)
             for told in info.messages(100):
                 names |= _names(told)
+            for data in clock.take(50):
+                simulated = stamp_of(data, CLOCK_TYPE) or 0.0
             for topic, ear in ears.items():
                 for data in ear.take(50):
-                    meters[topic].count(data, time.time())
+                    meters[topic].count(data, time.time(), simulated)
             time.sleep(0.005)
     endpoints = [_endpoint(w, s, names.get(key, "")) for key, (w, s) in found.items()]
     return Graph(
@@ -67,6 +70,7 @@ def read(
         "",
         "dds",
         seconds,
+        simulated is not None,
     )
 
 

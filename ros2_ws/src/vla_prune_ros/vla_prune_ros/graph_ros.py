@@ -12,7 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosidl_runtime_py.utilities import get_message
 
-from vla_prune_ros.graph import Endpoint, Graph, Meter, rmem_max
+from vla_prune_ros.graph import CLOCK, CLOCK_TYPE, Endpoint, Graph, Meter, rmem_max, stamp_of
 from vla_prune_ros.qos import Qos
 
 FOREVER_NS = 9_000_000_000 * 1_000_000_000
@@ -35,12 +35,15 @@ def read(
             reliability=ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.VOLATILE,
         )
+        time_ = _Simulated()
+        node.create_subscription(get_message(CLOCK_TYPE), CLOCK, time_.hear, ear, raw=True)
         for topic, meter in meters.items():
             try:
                 kind = get_message(meter.kind)
             except (ModuleNotFoundError, AttributeError, ValueError):
                 continue  # its package is not installed here: only its ends can be judged
-            node.create_subscription(kind, topic, partial(_count, node, meter), ear, raw=True)
+            count = partial(_count, node, meter, time_)
+            node.create_subscription(kind, topic, count, ear, raw=True)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             rclpy.spin_once(node, timeout_sec=0.05)
@@ -60,14 +63,25 @@ def read(
             "" if os.environ.get("CYCLONEDDS_URI") else rmw,  # tuned: no warning of defaults
             "rclpy",
             seconds,
+            time_.now_s is not None,
         )
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
 
 
-def _count(node: Node, meter: Meter, data: bytes) -> None:
-    meter.count(data, node.get_clock().now().nanoseconds / 1e9)
+class _Simulated:
+    """The last time that ``/clock`` said, seconds; None without one."""
+
+    def __init__(self) -> None:
+        self.now_s: float | None = None
+
+    def hear(self, data: bytes) -> None:
+        self.now_s = stamp_of(data, CLOCK_TYPE) or 0.0
+
+
+def _count(node: Node, meter: Meter, simulated: _Simulated, data: bytes) -> None:
+    meter.count(data, node.get_clock().now().nanoseconds / 1e9, simulated.now_s)
 
 
 def _endpoint(topic: str, told: object, writes: bool) -> Endpoint:

@@ -239,7 +239,7 @@ def main() -> None:
     parse.add_argument("--seconds", type=float, default=20.0, help="of each form")
     parse.add_argument("--rate", type=float, default=30.0, help="frames and ticks per second")
     parse.add_argument("--size", default="640x480", type=_size)
-    parse.add_argument("--policy", default="pocket_libero_spatial")
+    parse.add_argument("--policy", default="pocket_arm_timing")
     parse.add_argument("--recipe", default="dual_level")
     parse.add_argument("--keep", type=float, default=0.25)
     parse.add_argument("--contract", default="arm")

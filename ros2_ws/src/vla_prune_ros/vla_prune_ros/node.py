@@ -138,6 +138,7 @@ class ManagedNode(LifecycleNodeMixin, Node):
         self.work = MutuallyExclusiveCallbackGroup()
         self.stack = ExitStack()
         self._said = ""
+        self._telling = threading.RLock()  # the heartbeat and the work tell from two threads
         self._is_active = False
         self._work: list[Gate | Worker] = []
         self._ends: list[Callable[[], Any]] = []
@@ -223,31 +224,31 @@ class ManagedNode(LifecycleNodeMixin, Node):
 
     def tell(self) -> None:
         """Send status and diagnostics now, and log a reason that is new."""
-        if not self._is_active:
-            return
-        now, steady = self.clock.now(), self.clock.steady()
-        self._status(self.health.message(now, steady))
-        self._diagnostics(self.health.diagnostics(now, steady, machine()))
-        self.log_news()
+        with self._telling:
+            if not self._is_active:
+                return
+            now, steady = self.clock.now(), self.clock.steady()
+            self._status(self.health.message(now, steady))
+            self._diagnostics(self.health.diagnostics(now, steady, machine()))
+            self.log_news()
 
     def tell_if_new(self) -> None:
         """Send status at once when the state or its reason changed: a fault does not wait."""
-        said = f"{self.health.state}: {self.health.reason}"
-        if said.split(" for ")[0] != self._said.split(" for ")[0]:
+        if self.health.news != self._said:
             self.tell()
 
     def log_news(self) -> None:
         """Notes and new reasons, once each."""
         while self.health.notes:
             self.get_logger().info(self.health.notes.popleft())
-        said = f"{self.health.state}: {self.health.reason}"
-        if said.split(" for ")[0] != self._said.split(" for ")[0]:
+        news = self.health.news
+        if news != self._said:
             # rclpy refuses one line of code that logs at two levels.
             if self.health.reason:
-                self.get_logger().warning(said)
+                self.get_logger().warning(f"{self.health.state}: {self.health.reason}")
             else:
                 self.get_logger().info(self.health.state)
-        self._said = said
+        self._said = news
 
     # The life cycle.
 
@@ -345,17 +346,19 @@ class ManagedNode(LifecycleNodeMixin, Node):
         known = params.table(self.kind)
         state = self._state_machine.current_state[1]
         configured = state != "unconfigured"
+        wished = {  # others are ROS's own, such as use_sim_time
+            c.name: list(c.value) if hasattr(c.value, "tolist") else c.value
+            for c in changes
+            if c.name in known
+        }
+        if wished and state in BETWEEN:
+            reason = f"{self.kind} is {state}; try again when that is over."
+            return SetParametersResult(successful=False, reason=reason)
         try:
-            for change in changes:
-                if change.name in known:  # others are ROS's own, such as use_sim_time
-                    if state in BETWEEN:
-                        reason = f"{self.kind} is {state}; try again when that is over."
-                        return SetParametersResult(successful=False, reason=reason)
-                    value = change.value
-                    value = list(value) if hasattr(value, "tolist") else value
-                    params.check(self.kind, change.name, value, configured)
-                    if configured:
-                        self.changed(change.name, value)
+            for name, value in wished.items():
+                params.check(self.kind, name, value, configured)
+            if configured:
+                params.apply(wished, self.values(), self.changed)
         except VlaPruneError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -363,6 +366,8 @@ class ManagedNode(LifecycleNodeMixin, Node):
 
 def run(make: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = None) -> None:
     """Spin nodes on one executor until SIGINT or SIGTERM, however often it comes.
+
+    They stop in reverse order: what moves the machine is made last and holds first.
 
     The handlers only set an event, so that a second Ctrl-C (a launched node gets two) interrupts
     no clean-up. Commands stop, their lifespan and the receiver's own watchdog end the motion.
@@ -383,10 +388,12 @@ def run(make: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = 
         spinner = threading.Thread(target=_spin, args=(executor, stop, crashes), daemon=True)
         spinner.start()
         stop.wait()
+        # Commands first, while the executor still ticks: a policy's call may take long to end.
+        for node in reversed(nodes):
+            node._stop()
         executor.shutdown(timeout_sec=2.0)
         spinner.join(timeout=2.0)
         for node in nodes:
-            node._stop()
             node.stack.close()
             node.destroy_node()
     finally:

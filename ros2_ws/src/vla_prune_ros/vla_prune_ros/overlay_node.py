@@ -50,6 +50,7 @@ class OverlayNode(ManagedNode):
         elif self.loop.refused:
             self.health.refuses(self.loop.refused)
             self.loop.refused = ""
+        self.tell_if_new()
 
 
 def main(args: list[str] | None = None) -> None:

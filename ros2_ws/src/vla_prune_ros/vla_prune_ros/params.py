@@ -5,11 +5,11 @@ A parameter that is not ``live`` needs a new ``configure``; ROS shows it as read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vla_prune.errors import ConfigError, did_you_mean
+from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
 
 TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "double_array": list}
 
@@ -73,6 +73,16 @@ _MODEL = (
     Parameter("warmup_calls", "integer", 3, "Calls per bucket in configure.", 1, 100),
 )
 
+_CLOCK_RATE = Parameter(
+    "clock_rate",
+    "double",
+    1.0,
+    "Message seconds per second that are no jump of the clock: the rate of a replay or a "
+    "simulation.",
+    0.01,
+    100.0,
+)
+
 PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     "pruner_node": (
         *_common(5.0),
@@ -82,6 +92,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         Parameter(
             "max_rate_hz", "double", 30.0, "Observations per second.", 0.1, 240.0, live=True
         ),
+        _CLOCK_RATE,
     ),
     "policy_node": (
         *_common(5.0),
@@ -114,6 +125,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
         ),
         Parameter("publish_scores", "bool", False, "Also send TokenScores in the fused form."),
         Parameter("time_stages", "bool", False, "Measure stage times; waits for the device."),
+        _CLOCK_RATE,
     ),
     "command_node": (
         *_common(5.0),
@@ -154,7 +166,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
             "limit_scale",
             "double",
             1.0,
-            "Share of the contract's rate limits that is allowed.",
+            "Share of the contract's rate limits that is allowed; plans have none.",
             0.01,
             1.0,
             live=True,
@@ -163,11 +175,13 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
             "heartbeat_timeout_ms",
             "double",
             1000.0,
-            "Without a sign of life of the policy for so long: hold.",
+            "Without a sign of life of the policy for so long: hold; longer than the time "
+            "between two of its heartbeats.",
             50.0,
             60000.0,
             live=True,
         ),
+        _CLOCK_RATE,
     ),
     "overlay_node": (
         *_common(),
@@ -178,6 +192,14 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     "replay_node": (
         *_common(),
         Parameter("bag", "string", "", "Folder of a rosbag2 recording (sqlite3 or MCAP)."),
+        Parameter(
+            "topics",
+            "string",
+            "contract",
+            "What is played: the contract's observations and task, /clock and /tf; or all, "
+            "commands too.",
+            choices=("contract", "all"),
+        ),
         Parameter("rate", "double", 1.0, "Recorded seconds per second.", 0.01, 100.0),
         Parameter("loop", "bool", False, "Begin again at the end; the clock jumps back."),
         Parameter("publish_clock", "bool", True, "Send /clock in the recording's time."),
@@ -238,6 +260,30 @@ def check(node: str, name: str, value: Any, active: bool = False) -> None:
     for bound, beyond in ((p.low, lambda v: v < p.low), (p.high, lambda v: v > p.high)):
         if bound is not None and any(not (v == v) or beyond(v) for v in numbers):
             raise ConfigError(f"{where} is {value:g}; its range is {p.range}.")
+
+
+def apply(
+    wished: Mapping[str, Any], now: Mapping[str, Any], change: Callable[[str, Any], Any]
+) -> None:
+    """Change all or nothing.
+
+    Args:
+        wished: name -> new value.
+        now: name -> value in force, of those at least.
+        change: takes a name and a value; raises :class:`VlaPruneError` to refuse it.
+
+    Raises:
+        VlaPruneError: one was refused; what was changed before it is as it was.
+    """
+    done: list[str] = []
+    try:
+        for name, value in wished.items():
+            change(name, value)
+            done.append(name)
+    except VlaPruneError:
+        for name in done:
+            change(name, now[name])
+        raise
 
 
 def defaults(node: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Also the pruner node's first half: what an observation is made of, and when ther
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
@@ -63,10 +64,12 @@ class Senses:
         self.instruction = instruction or contract.instruction
         self.on_reset = on_reset
         self.cameras = Cameras(contract.cameras, contract.tolerance_s)
+        health.drops = self.cameras.sync.drops
         self.states = StateKeeper(contract.states)
         self.watch = ClockWatch()
         self.lock = RLock()
         self.tick = 0
+        self._used: deque[str] = deque(maxlen=100)  # episodes that are over for the command node
         self.reset()
 
     def put_image(self, camera: str, message: Any) -> bool:
@@ -85,9 +88,13 @@ class Senses:
         self.instruction = text.strip()
 
     def reset(self, episode_id: str = "") -> str:
-        """Begin a new episode; returns its id."""
+        """Begin a new episode; returns its id: the one asked for, made unique if it was used."""
         with self.lock:
-            self.health.episode_id = episode_id or uuid.uuid4().hex[:12]
+            fresh = uuid.uuid4().hex[:12]
+            if episode_id in self._used:
+                episode_id = f"{episode_id}-{fresh}"
+            self.health.episode_id = episode_id or fresh
+            self._used.append(self.health.episode_id)
             self.tick = 0
             self.cameras.reset()
             self.states.reset()
@@ -106,6 +113,10 @@ class Senses:
 
     def look(self) -> Sight | None:
         """The newest observation, once; None with the reason in ``health``."""
+        with self.lock:  # a reset comes before or after, not amid
+            return self._look()
+
+    def _look(self) -> Sight | None:
         now = self.clock.now()
         views = self._views(now)
         stale = self.states.stale(now)

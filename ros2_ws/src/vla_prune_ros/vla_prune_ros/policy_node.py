@@ -15,8 +15,8 @@ from vla_prune_msgs.srv import Reset, SetBudget
 from vla_prune.errors import VlaPruneError
 from vla_prune_ros import assemble
 from vla_prune_ros.contract import Contract
-from vla_prune_ros.node import ManagedNode, run
-from vla_prune_ros.qos import SENSOR_IN
+from vla_prune_ros.node import STATUS, ManagedNode, run
+from vla_prune_ros.qos import OUT, SENSOR_IN
 
 WATCH_S = 0.02  # how often silence is looked for while nothing comes
 
@@ -45,6 +45,7 @@ class PolicyNode(ManagedNode):
         if self.split:
             kind = "vla_prune_msgs/msg/VisualTokens"
             self.listen(kind, "visual_tokens", SENSOR_IN, self.on_tokens)
+            self.listen(STATUS, "pruner_node/status", OUT, self.on_status)
             for source in contract.states:
                 put = partial(self.loop.put_state, source)
                 self.listen(source.type, source.topic, source.qos, put)
@@ -60,9 +61,11 @@ class PolicyNode(ManagedNode):
 
     def changed(self, name: str, value: Any) -> None:
         """Live parameters."""
+        if self.split:
+            assemble.refuse_in_split(name, value)
         if name == "keep_ratio":
             self.loop.set_budget(value)
-        elif name == "max_rate_hz" and not self.split:
+        elif name == "max_rate_hz":
             self.loop.pace.rate_hz = value
         elif name == "deadline_ms" and not self.split:
             self.loop.set_deadline(value / 1e3)
@@ -72,6 +75,11 @@ class PolicyNode(ManagedNode):
     def on_tokens(self, message: Any) -> None:
         """A pruner's tokens."""
         self.loop.put_tokens(message)
+        self.wake()
+
+    def on_status(self, message: Any) -> None:
+        """The pruner's, in the split form: whoever hears this node hears of its faults."""
+        self.loop.put_status(message)
         self.wake()
 
     def turn(self) -> None:
@@ -91,9 +99,16 @@ class PolicyNode(ManagedNode):
         return answer_budget(self, request, response)
 
     def on_reset(self, request: Any, response: Any) -> Any:
-        """A new episode."""
-        reset = self.loop.reset if self.split else self.loop.senses.reset
-        response.episode_id = reset(request.episode_id)
+        """A new episode; in the split form all is forgotten, and the episode is the pruner's."""
+        if self.split:
+            response.episode_id = self.loop.reset()
+            response.success = request.episode_id in ("", response.episode_id)
+            if not response.success:
+                response.message = (
+                    "the episode is the pruner's; ask the pruner_node for a new one."
+                )
+            return response
+        response.episode_id = self.loop.senses.reset(request.episode_id)
         response.success = True
         return response
 

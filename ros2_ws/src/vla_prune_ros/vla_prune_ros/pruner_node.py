@@ -30,11 +30,15 @@ class PrunerNode(ManagedNode):
         self.wake = self.worker(self.turn, WATCH_S)
         self.tokens = self.speak("vla_prune_msgs/msg/VisualTokens", "visual_tokens")
         kind = "vla_prune_msgs/msg/TokenScores"
-        # It waits for the work, so not among the inputs.
-        self.listen(kind, "token_scores", OUT, self.on_scores, group=self.work)
+        self.listen(kind, "token_scores", OUT, self.loop.put_scores)
         listen_to_contract(self, self.loop.senses.contract, self.loop.senses, self.wake)
         self.serve(SetBudget, "~/set_budget", self.on_budget)
         self.serve(Reset, "~/reset", self.on_reset)
+
+    def deactivate(self) -> None:
+        """Say that nothing more comes, so that the policy holds at once."""
+        self.health.holds("the pruner node was deactivated.")
+        self.tell()
 
     def changed(self, name: str, value: Any) -> None:
         """Live parameters."""
@@ -51,11 +55,6 @@ class PrunerNode(ManagedNode):
         if made is not None:
             self.tokens(made)
         self.tell_if_new()
-
-    def on_scores(self, message: Any) -> None:
-        """A policy's scores; the history changes between calls, never within one."""
-        with self.wake.busy:
-            self.loop.put_scores(message)
 
     def on_budget(self, request: Any, response: Any) -> Any:
         """Another budget from the next observation on."""

@@ -5,11 +5,13 @@ Reads with rosbags (sqlite3 and MCAP), as raw bytes: nothing is decoded, so noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_prune.errors import ConfigError, MissingError
+
+TIMES = ("/clock", "/tf", "/tf_static")  # whatever else is played
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,17 @@ class Recording:
         folder: of the recording.
         rate: recorded seconds per second.
         loop: begin again at the end.
+        only: absolute topics that are played, besides clock and frames; None for all. What was
+            commanded when the recording was made must reach no controller of today.
     """
 
-    def __init__(self, folder: str | Path, rate: float = 1.0, loop: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        rate: float = 1.0,
+        loop: bool = False,
+        only: Collection[str] | None = None,
+    ) -> None:
         if not Path(folder).is_dir():
             raise MissingError(f"replay: {folder} is no folder; give that of a rosbag2 recording.")
         if not rate > 0:
@@ -54,11 +64,17 @@ class Recording:
                 "replay: the package rosbags is missing; pip install 'vla-prune[dds]'."
             ) from error
         self._reader, self.folder, self.rate, self.loop = Reader, Path(folder), rate, loop
+        self.only = None if only is None else {*only, *TIMES}
+        if only is not None and not set(only) & set(self.topics()):
+            raise ConfigError(
+                f"replay: {folder} holds no observation of the contract; it has "
+                f"{', '.join(self._recorded()) or 'nothing'}. Name the contract that it was "
+                "recorded with, or set topics to 'all' where no robot listens."
+            )
 
     def topics(self) -> dict[str, str]:
-        """Topic -> message type."""
-        with self._reader(self.folder) as bag:
-            return {c.topic: c.msgtype for c in bag.connections}
+        """Topic -> message type of what is played."""
+        return {t: kind for t, kind in self._recorded().items() if self._played(t)}
 
     def messages(self) -> Iterator[Recorded]:
         """Everything, in the order of recorded time; for ever if it loops."""
@@ -68,6 +84,8 @@ class Recording:
                 first, last = bag.start_time, bag.start_time
                 for connection, time_ns, data in bag.messages():
                     last = time_ns
+                    if not self._played(connection.topic):
+                        continue
                     due = begun + (time_ns - first) / 1e9 / self.rate
                     yield Recorded(
                         due, time_ns / 1e9, connection.topic, connection.msgtype, data, round_
@@ -75,6 +93,13 @@ class Recording:
             if not self.loop or last == first:
                 return
             round_, begun = round_ + 1, begun + (last - first) / 1e9 / self.rate
+
+    def _recorded(self) -> dict[str, str]:
+        with self._reader(self.folder) as bag:
+            return {c.topic: c.msgtype for c in bag.connections}
+
+    def _played(self, topic: str) -> bool:
+        return self.only is None or topic in self.only
 
 
 class Replay:

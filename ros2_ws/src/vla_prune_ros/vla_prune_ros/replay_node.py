@@ -1,10 +1,14 @@
-"""A rosbag2 recording as topics, in real time or at another rate, with ``/clock``."""
+"""A rosbag2 recording as topics, in real time or at another rate, with ``/clock``.
+
+Plays what the contract observes and nothing else, unless it is told to play all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from vla_prune_ros.contract import load_contract
 from vla_prune_ros.node import ManagedNode, run
 from vla_prune_ros.qos import LATCHED, OUT
 from vla_prune_ros.replay import Recording, Replay
@@ -21,7 +25,11 @@ class ReplayNode(ManagedNode):
 
     def configure(self, values: Mapping[str, Any]) -> None:
         """Open the recording."""
-        self.recording = Recording(values["bag"], values["rate"], values["loop"])
+        only = None
+        if values["topics"] == "contract":
+            sources = load_contract(values["contract"]).sources
+            only = [self.resolve_topic_name(source.topic) for source in sources]
+        self.recording = Recording(values["bag"], values["rate"], values["loop"], only)
         self.topics = self.recording.topics()
 
     def activate(self, values: Mapping[str, Any]) -> None:
@@ -30,7 +38,10 @@ class ReplayNode(ManagedNode):
         self.raw = {}
         for topic, kind in self.topics.items():
             qos = LATCHED if kind == "std_msgs/msg/String" else OUT  # a task is read late, too
-            self.raw[topic] = self.speak(kind, topic, qos)
+            try:
+                self.raw[topic] = self.speak(kind, topic, qos)
+            except (ModuleNotFoundError, AttributeError, ValueError):
+                self.health.notes.append(f"{topic} is not played: {kind} is not installed here.")
         clock = values["publish_clock"] and "/clock" not in self.topics
         self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock") if clock else None
         self.begun = self.clock.steady()
@@ -41,11 +52,13 @@ class ReplayNode(ManagedNode):
         for recorded in self.replay.due(self.clock.steady() - self.begun):
             if self.time is not None:
                 self.time({"clock": time_fields(recorded.time_s)})
-            self.raw[recorded.topic](bytes(recorded.data))
+            if recorded.topic in self.raw:
+                self.raw[recorded.topic](bytes(recorded.data))
             self.health.rate.count(self.clock.steady())
             self.health.runs()
         if self.replay.over:
             self.health.waits("the recording is over.")
+        self.tell_if_new()
 
 
 def main(args: list[str] | None = None) -> None:

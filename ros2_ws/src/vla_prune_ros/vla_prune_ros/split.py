@@ -16,8 +16,17 @@ from torch import Tensor
 
 from vla_prune.errors import UnsupportedError
 from vla_prune.pruner import ACTION, PruneCall, Pruner
+from vla_prune.scorers.foreground import ForegroundScorer
 from vla_prune.types import ActionChunk, Observation, PolicyState
-from vla_prune_ros.tokens import Grid, Hashes, Origin, Scores, Tokens
+from vla_prune_ros.tokens import (
+    Grid,
+    Hashes,
+    Origin,
+    Scores,
+    Tokens,
+    fingerprint,
+    recipe_hash,
+)
 
 PROJECTOR = "projector"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -164,16 +173,39 @@ def _tensors(tokens: Tokens, adapter: Any) -> tuple[Tensor, Tensor, tuple[int, .
     return visual, index, tuple(int(n) for n in counts)
 
 
-def hashes_of(adapter: Any, recipe: Mapping[str, Any], reconstructor: str = "") -> Hashes:
-    """What both halves must share, from the weights that are loaded and the recipe's file."""
-    from vla_prune_ros.tokens import fingerprint, recipe_hash
+def hashes_of(adapter: Any, recipe: Mapping[str, Any], pruners: Sequence[Pruner] = ()) -> Hashes:
+    """What both halves must share, from the weights that are loaded and the recipe's file.
 
+    Args:
+        adapter: the model.
+        recipe: as plain data.
+        pruners: attached, so that their ``foreground`` scorers hold the reconstructor.
+    """
     model = getattr(adapter, "model", adapter)
+    seen = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(("language_model", "llm", "lm_head"))
+    }
+    return Hashes(fingerprint(_bytes(seen)), _reconstructor_hash(pruners), recipe_hash(recipe))
+
+
+def _reconstructor_hash(pruners: Sequence[Pruner]) -> str:
+    """Of the networks of all ``foreground`` scorers; empty without one."""
+    scorers = [s for pruner in pruners for cut in pruner.cuts for s in cut.scorers]
+    networks = [s.network for s in scorers if isinstance(s, ForegroundScorer)]
     parts: list[bytes | str] = []
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith(("language_model", "llm", "lm_head")):
-            parts += [
-                name,
-                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
-            ]
-    return Hashes(fingerprint(parts), reconstructor, recipe_hash(recipe))
+    for network in dict.fromkeys(n for n in networks if isinstance(n, torch.nn.Module)):
+        # As on an accelerator: there it is loaded in bfloat16, on a CPU in float32.
+        half = {n: v.to(torch.bfloat16) for n, v in network.state_dict().items()}
+        parts += _bytes(half)
+    return fingerprint(parts) if parts else ""
+
+
+def _bytes(weights: Mapping[str, Tensor]) -> list[bytes | str]:
+    """Names and values, as :func:`fingerprint` takes them."""
+    parts: list[bytes | str] = []
+    for name, value in sorted(weights.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        parts += [name, flat.view(torch.uint8).numpy().tobytes()]
+    return parts

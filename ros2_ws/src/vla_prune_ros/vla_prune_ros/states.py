@@ -21,13 +21,23 @@ def pick(message: Any, names: Sequence[str], where: str = "state") -> np.ndarray
     such as ``twist.twist.linear.x``; ``yaw`` after a path to a quaternion gives its heading.
 
     Raises:
-        ShapeError: the message lacks a number, or it is not finite.
+        ShapeError: the message lacks a number, a name leads to none, or it is not finite.
     """
-    values = [_one(message, name, where) for name in names]
+    values = [_number(message, name, where) for name in names]
     for name, value in zip(names, values, strict=True):
         if not math.isfinite(value):
             raise ShapeError(f"{where}: {name} is {value}; the message is not used.")
     return np.array(values, np.float32)
+
+
+def _number(message: Any, name: str, where: str) -> float:
+    try:
+        return _one(message, name, where)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ShapeError(
+            f"{where}: {name!r} leads to no number of the message ({error}); name one, such as "
+            "twist.twist.linear.x, or yaw after a quaternion."
+        ) from error
 
 
 def _one(message: Any, name: str, where: str) -> float:

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from vla_prune.runtime.deadline import DeadlineMonitor
+from vla_prune.runtime.slot import Drops
 from vla_prune_ros.stamps import header_fields
 
 OK, WARN, ERROR, STALE = range(4)
 WINDOW_S = 2.0  # over which a rate is taken
 WAITING, RUNNING, HOLDING = "waiting", "running", "holding"
+TIMES = re.compile(r"(\d+(\.\d+)?|inf) m?s\b")  # in reasons
 
 
 class Rate:
-    """Events per second over the last seconds of steady time."""
+    """Events per second over the last seconds of steady time.
+
+    One thread may count while another asks.
+    """
 
     def __init__(self, window_s: float = WINDOW_S) -> None:
         self.window_s = window_s
         self._times: deque[float] = deque()
+        self._lock = Lock()
 
     def count(self, steady_s: float) -> None:
         """One event."""
-        self._times.append(steady_s)
-        self._forget(steady_s)
+        with self._lock:
+            self._times.append(steady_s)
+            self._forget(steady_s)
 
     def hz(self, steady_s: float) -> float:
         """The rate now; 0 when nothing came for the whole window."""
-        self._forget(steady_s)
-        if len(self._times) < 2:
-            return 0.0
-        # While events go missing the window's end is now, so that the rate falls at once.
-        span = max(self._times[-1] - self._times[0], 1e-9)
-        late = steady_s - self._times[-1] - span / (len(self._times) - 1)
-        return (len(self._times) - 1) / (span + max(late, 0.0))
+        with self._lock:
+            self._forget(steady_s)
+            if len(self._times) < 2:
+                return 0.0
+            # While events go missing the window's end is now, so that the rate falls at once.
+            span = max(self._times[-1] - self._times[0], 1e-9)
+            late = steady_s - self._times[-1] - span / (len(self._times) - 1)
+            return (len(self._times) - 1) / (span + max(late, 0.0))
 
     def _forget(self, steady_s: float) -> None:
         while self._times and self._times[0] < steady_s - self.window_s:
@@ -61,6 +71,7 @@ class Health:
         age_s: of the oldest image behind the last output.
         refused: inputs that were not acted on.
         last_refused: why the last of them was not.
+        drops: input -> what was thrown away of it, as far as somebody counts.
         rate: of outputs.
         deadline: of cycles, if the node has a period.
         slack_s: of the last cycle.
@@ -79,6 +90,7 @@ class Health:
     age_s: float = float("inf")
     refused: int = 0
     last_refused: str = ""
+    drops: Mapping[str, Drops] = field(default_factory=dict)
     rate: Rate = field(default_factory=Rate)
     deadline: DeadlineMonitor | None = None
     slack_s: float = float("nan")
@@ -95,6 +107,11 @@ class Health:
     def holds(self, reason: str) -> None:
         """A fault; the machine holds."""
         self.state, self.reason = HOLDING, reason
+
+    @property
+    def news(self) -> str:
+        """State and reason without the times in it, which change from tick to tick."""
+        return TIMES.sub("", f"{self.state}: {self.reason}")
 
     def refuses(self, reason: str) -> None:
         """An input that is not acted on."""
@@ -144,6 +161,7 @@ class Health:
             "misses in a row": told["misses_in_a_row"],
             "refused": self.refused,
             "last refused": self.last_refused,
+            **{f"dropped of {name}": str(drops) for name, drops in self.drops.items()},
             "keep ratio": f"{self.keep_ratio:g}",
             "kept": ", ".join(f"{site} {n}" for site, n in self.kept.items()),
             "tokens": self.tokens,

@@ -160,17 +160,29 @@ def pack_tokens(tokens: Tokens, hashes: Hashes) -> dict[str, Any]:
     }
 
 
-def unpack_tokens(message: Any, hashes: Hashes) -> Tokens:
+def unpack_tokens(message: Any, hashes: Hashes, views: Sequence[Grid]) -> Tokens:
     """Kept tokens out of a ``VisualTokens``; features are a view of the message's bytes.
 
+    Args:
+        message: that came.
+        hashes: of this node.
+        views: the policy's cameras, in order; their stamps are not looked at.
+
     Raises:
-        UnsupportedError: made with another encoder, reconstructor or recipe.
-        ShapeError: numbers that do not fit together.
+        UnsupportedError: made with another encoder, reconstructor or recipe, or other cameras.
+        ShapeError: numbers that do not fit together, or no tokens at all.
     """
     hashes.check(message, "visual tokens")
     grids = tuple(
         Grid(g.name, int(g.rows), int(g.cols), seconds(g.stamp)) for g in message.cameras
     )
+    if _layout(grids) != _layout(views):
+        raise UnsupportedError(
+            f"visual tokens: refused: their cameras are {_layout(grids)}, here they are "
+            f"{_layout(views)}; start both nodes with the same policy."
+        )
+    if len(message.indices) == 0:
+        raise ShapeError("visual tokens: none came; nobody acts without seeing.")
     index = np.asarray(message.indices, np.int64)
     data = np.frombuffer(message.features, np.uint8)
     width = BYTES.get(message.dtype, 0) * int(message.dim)
@@ -216,8 +228,13 @@ def pack_scores(scores: Scores, hashes: Hashes) -> dict[str, Any]:
     }
 
 
-def unpack_scores(message: Any, hashes: Hashes) -> Scores:
+def unpack_scores(message: Any, hashes: Hashes, tokens: int) -> Scores:
     """Scores out of a ``TokenScores``.
+
+    Args:
+        message: that came.
+        hashes: of this node.
+        tokens: the policy's visual tokens before any cut.
 
     Raises:
         UnsupportedError: made with another encoder, reconstructor or recipe, or another signal.
@@ -228,6 +245,11 @@ def unpack_scores(message: Any, hashes: Hashes) -> Scores:
         raise UnsupportedError(
             f"token scores: signal {message.signal!r} is unknown; this node takes {SIGNAL!r}."
         )
+    if int(message.tokens) != tokens:
+        raise ShapeError(
+            f"token scores: they are of {message.tokens} visual tokens, the policy has {tokens}; "
+            "they are not used."
+        )
     index = np.asarray(message.indices, np.int64)
     values = np.asarray(message.values, np.float32)
     if len(index) != len(values) or not np.isfinite(values).all():
@@ -235,8 +257,8 @@ def unpack_scores(message: Any, hashes: Hashes) -> Scores:
             f"token scores: {len(values)} values for {len(index)} indices, or values that are not "
             "finite; they are not used."
         )
-    _indices("token scores", index, int(message.tokens))
-    return Scores(origin_of(message), index, values, int(message.tokens))
+    _indices("token scores", index, tokens)
+    return Scores(origin_of(message), index, values, tokens)
 
 
 def fingerprint(parts: Iterable[bytes | str]) -> str:
@@ -258,6 +280,10 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return fingerprint([json.dumps(plain(recipe), sort_keys=True)])
+
+
+def _layout(grids: Sequence[Grid]) -> str:
+    return ", ".join(f"{g.name} {g.rows}x{g.cols}" for g in grids)
 
 
 def _indices(where: str, index: np.ndarray, total: int) -> None:

@@ -18,6 +18,7 @@ class Worker:
         function: the work.
         period_s: it is done that long after the last time, also if nobody calls.
         crashed: told of an exception, which ends the worker.
+        wait_s: closing waits so long for a call that is under way.
     """
 
     def __init__(
@@ -25,10 +26,11 @@ class Worker:
         function: Callable[[], Any],
         period_s: float,
         crashed: Callable[[Exception], Any],
+        wait_s: float = 10.0,
     ) -> None:
         self._function, self._period_s, self._crashed = function, period_s, crashed
+        self._wait_s = wait_s
         self._due, self._over = threading.Event(), False
-        self.busy = threading.Lock()  # held while it works
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
@@ -40,21 +42,20 @@ class Worker:
         self._due.set()
 
     def close(self) -> None:
-        """No work from now on; waits for what is under way."""
+        """No work from now on; waits for what is under way, but not for ever for what hangs."""
         self._over = True
         self._due.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(self._wait_s)
 
     def _run(self) -> None:
         while True:
             self._due.wait(self._period_s)
             self._due.clear()
-            with self.busy:
-                if self._over:
-                    return
-                try:
-                    self._function()
-                except Exception as error:
-                    self._crashed(error)
-                    return
+            if self._over:
+                return
+            try:
+                self._function()
+            except Exception as error:
+                self._crashed(error)
+                return

@@ -18,6 +18,8 @@ from vla_prune_sim.realtime.move import Move
 from vla_prune.build import import_object
 from vla_prune.types import Observation
 
+EARLY_S = 1e-6  # of a stamp: rounding
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -71,7 +73,7 @@ class Bridge:
     ) -> None:
         self.episodes = import_object(world)(**options).open(suite, task)
         self.task, self.state, self.seed, self.driver = task, state, seed, driver
-        self.time_s = start_s
+        self.time_s = self._began = start_s
         self.refused = ""
         self._observation: Observation | None = None
         self._action: np.ndarray | None = None
@@ -90,9 +92,12 @@ class Bridge:
 
     def start(self) -> Shown:
         """Begin the next episode."""
+        if self._observation is not None:
+            self.time_s += self.step_s  # or its first frame would have the last one's stamp
         self._observation = self.episodes.start(self.state, self.seed)
         self.seed += 1
         self._action, self._path, self._fresh = None, None, False
+        self._began = self.time_s
         return self._shown()
 
     def put_path(self, message: Any) -> None:
@@ -103,8 +108,11 @@ class Bridge:
 
     def put_action(self, message: Any) -> None:
         """An ``ActionChunk`` of one row: the action of now."""
-        rows = np.asarray(message.values, np.float32).reshape(message.horizon, -1)
-        self._take(rows, seconds(message.header.stamp))
+        values, rows = np.asarray(message.values, np.float32), int(message.horizon)
+        if rows == 0 or values.size % rows:
+            self.refused = f"bridge: {values.size} values came for {rows} rows."
+            return
+        self._take(values.reshape(rows, -1), seconds(message.header.stamp))
 
     def step(self) -> Shown:
         """One own step of the world with the newest command, and what is seen then."""
@@ -127,6 +135,9 @@ class Bridge:
     def _take(self, rows: np.ndarray, stamp_s: float) -> None:
         if rows.ndim != 2 or len(rows) == 0 or not np.isfinite(rows).all():
             self.refused = f"bridge: a command of shape {rows.shape} is empty or not finite."
+            return
+        if stamp_s < self._began - EARLY_S:
+            self.refused = "bridge: a command of the episode before is not taken into this one."
             return
         old = self._path
         self._fresh |= old is None or old[1] != stamp_s or not np.array_equal(old[0], rows)

@@ -69,6 +69,7 @@ class SimBridge(ManagedNode):
             self.show(self.loop.start())
         else:
             self.health.waits("the episode is over.")
+        self.tell_if_new()
 
     def show(self, shown: Shown) -> None:
         """Publish what is seen; the clock first, so that no stamp lies in the future."""

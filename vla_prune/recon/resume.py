@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
+
+from vla_prune.models.checkpoint import open_tensors
 
 OPTIMISER = "optimiser"
 
@@ -35,8 +36,12 @@ def write(
 
 
 def read(path: Path, optimiser: Optimizer) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """The step and the state dicts by name; the optimiser gets its moments back."""
-    with safe_open(path, "pt") as file:
+    """The step and the state dicts by name; the optimiser gets its moments back.
+
+    Raises:
+        CheckpointError: the file is torn.
+    """
+    with open_tensors(path) as file:
         step = int(file.metadata()["step"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     parts: dict[str, dict[str, Tensor]] = {}
