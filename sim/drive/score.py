@@ -11,6 +11,8 @@ from vla_prune_sim.metrics.ground import Ground
 # Factors and terms of the score; what is in metres, seconds and m/s stands beside it.
 PARTS = ("score", "gate", "nc", "dac", "ddc", "ttc", "ep", "comfort")
 BESIDE = ("progress_m", "off_road_m", "ttc_s", "collision_s", "collision_ego_mps")
+# Whether the drive ended before its time, and whether that was for leaving the route.
+ENDS = ("cut", "off_route")
 
 
 def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
@@ -38,7 +40,8 @@ def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
 def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
     """The PDMS-form score of a drive, first, its parts, and what stands beside them.
 
-    None where there was none: no collision at fault, or no time to one below the bound.
+    None where there was none: no collision at fault, or no time to one below the bound. ``cut``
+    and ``off_route`` are 0 or 1: a drive that left its route loses progress alone, so it is told.
 
     Args:
         simulation: a drive that is over.
@@ -46,7 +49,10 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
             the drive strayed from its log or was run into, by then.
     """
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
-    return {name: parts[name] for name in (*PARTS, *BESIDE)}
+    ends = (simulation.ended != "time", simulation.ended == "off_route")
+    return {name: parts[name] for name in (*PARTS, *BESIDE)} | dict(
+        zip(ENDS, map(float, ends), strict=True)
+    )
 
 
 def blameless(simulation: Simulation) -> bool:

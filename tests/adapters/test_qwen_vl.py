@@ -13,7 +13,13 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vla_prune import config
-from vla_prune.adapters.driver_text import EgoState, driver_prompt, steps_between, waypoints
+from vla_prune.adapters.driver_text import (
+    DRIVE_STATE,
+    EgoState,
+    driver_prompt,
+    steps_between,
+    waypoints,
+)
 from vla_prune.adapters.qwen_vl import QwenVLAdapter, build
 from vla_prune.build import build_adapter, build_recipe
 from vla_prune.errors import ActionError, ConfigError, ShapeError
@@ -134,6 +140,8 @@ def test_the_state_is_told_in_words_and_only_the_past():
     assert EgoState(("x_1", "x_2", "y_1", "y_2")).said(np.array([1, 2, -0.001, 4])) == (
         "(t-2.0s) [2.0, 4.0], (t-1.0s) [1.0, 0.0], (t-0.0s) [0.0, 0.0]"
     )
+    assert EgoState(DRIVE_STATE).interval_s == 1.0  # the published 0.5 s would be untrue here
+    assert EgoState(("x_0.5", "y_0.5", "x_1.0", "y_1.0")).interval_s == 0.5
     assert EgoState(("left", "straight")).turn(np.array([0.0, 1.0])) == "straight"
     with pytest.raises(ConfigError, match=r"entry 'x_-0\.5' is unknown"):
         EgoState(("x_-0.5", "y_-0.5"))

@@ -276,8 +276,20 @@ class TestSimulation:
         while not simulation.over:
             simulation.advance(np.stack([np.arange(1, 7) * 4.0, np.arange(1, 7) * 2.0], -1))
         assert simulation.ended == "off_route"
+        told = score(simulation, 100.0)
+        assert (told["cut"], told["off_route"]) == (1.0, 1.0)
         behind = straight(town, tracks(("vehicle.car", line(-30.0, 0.0, 14.0))), speed=4.0)
-        assert drive(behind, drivers.make("stop"), "log").ended == "time"
+        stood = drive(behind, drivers.make("stop"), "log")
+        assert stood.ended == "time"
+        told = score(stood, 100.0)
+        assert (told["cut"], told["off_route"]) == (0.0, 0.0)
+
+    def test_a_cone_that_is_hit_ends_the_drive_and_costs_half(self, town: Scene):
+        cone = ("movable_object.trafficcone", line(60.0, 0.0, 0.0))
+        scene = straight(town, tracks(cone, size=(0.4, 0.4, 0.7)))
+        simulation = drive(scene, drivers.make("constant_velocity"), "log")
+        assert simulation.ended == "collision"
+        assert score(simulation, 100.0)["nc"] == 0.5
 
     def test_who_stands_and_is_walked_into_drives_no_better_for_it(self, town: Scene):
         scene = straight(town, tracks(FAR))

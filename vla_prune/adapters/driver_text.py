@@ -9,6 +9,7 @@ Example::
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ _VIEWS = (
     "You are an autonomous driving agent. You have access to {views}. Your task is to do your "
     "best to predict future waypoints for the vehicle over the next 3 timesteps, given the "
     "vehicle's intent inferred from the images. Provided are the previous ego vehicle status "
-    "recorded over the last {{history_s}} seconds (at 0.5-second intervals). This includes the x "
-    "and y coordinates of the ego vehicle. Positive x means forward direction while positive y "
-    "means leftwards. The data is presented in the format [x, y]: {{status}}\n"
+    "recorded over the last {{history_s}} seconds (at {{interval_s}}-second intervals). This "
+    "includes the x and y coordinates of the ego vehicle. Positive x means forward direction "
+    "while positive y means leftwards. The data is presented in the format [x, y]: {{status}}\n"
     "Instruction: {{instruction}}.\n"
 )
 
@@ -98,6 +99,13 @@ class EgoState:
     def history_s(self) -> float:
         """Seconds that the past places go back."""
         return float(self.history[0]) if self.history else 0.0
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between past places, the present one included; the published 0.5 without any."""
+        times = [*map(float, self.history), 0.0]
+        gaps = [before - after for before, after in itertools.pairwise(times)]
+        return min(gaps, default=STEP_S)
 
     def said(self, state: np.ndarray | None) -> str:
         """The status sentence of one state ``[P]``.

@@ -24,7 +24,7 @@ CHAT = (
     "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 )
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-FIELDS = ("history_s", "status", "instruction")
+FIELDS = ("history_s", "interval_s", "status", "instruction")
 
 
 class Tokenizer(Protocol):
@@ -43,8 +43,8 @@ class DriverPrompt:
     """One question about several images, cut in two behind the last of them.
 
     Args:
-        question: ``<image>`` for each image, then any of ``{history_s}``, ``{status}`` and
-            ``{instruction}``.
+        question: ``<image>`` for each image, then any of ``{history_s}``, ``{interval_s}``,
+            ``{status}`` and ``{instruction}``.
         ego: tells the state.
         sizes: visual tokens of each image.
         tokenizer: text to ids.
@@ -109,6 +109,7 @@ class DriverPrompt:
         turn, instruction = self.ego.turn(observation.state), observation.instruction
         text = self._behind.format(
             history_s=self.ego.history_s,
+            interval_s=self.ego.interval_s,
             status=self.ego.said(observation.state),
             instruction=f"{instruction}, next turn: {turn}" if turn else instruction,
         )
