@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from vla_prune_sim.train.frames import Batch, FrameSet
 
+GONE = np.zeros((0, 0, 0, 3), np.uint8)  # a frame whose pictures were let go
+
 
 class FeatureCache:
     """Batches of a frame set whose visual features are remembered, as float16.
 
     Memory: two bytes for each of a frame's ``M * E`` features, about 0.1 MB of a pocket policy.
+    The pictures, nearly twice that, are let go: nobody asks for them again.
 
     Args:
         frames: pictures as they are, without jitter.
@@ -31,5 +34,7 @@ class FeatureCache:
             with torch.no_grad():
                 made = self.tower(self.frames.batch(new).images).half()
             self._known |= dict(zip(new.tolist(), made, strict=True))
+            for row in new:
+                self.frames.images[row] = GONE
         features = torch.stack([self._known[i] for i in index.tolist()]).float()
         return self.frames.batch(index, images=False), features

@@ -13,6 +13,7 @@ h5py = pytest.importorskip("h5py")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from vla_prune_sim.train import bc, look, ship  # noqa: E402
+from vla_prune_sim.train.frames import FrameSet  # noqa: E402
 
 from vla_prune.build import build_adapter  # noqa: E402
 from vla_prune.models.openvla import OpenVLA  # noqa: E402
@@ -218,12 +219,14 @@ def test_a_frozen_tower_stays_as_it_was_and_the_rest_learns(demos, tmp_path) -> 
 def test_remembered_features_are_those_of_the_pictures(demos, tmp_path) -> None:
     made = trainer(demos, tmp_path, 1, "--freeze-tower")
     made.model.eval()
+    seen = FrameSet(demos)
     for index in (np.array([0, 3, 3]), np.array([3, 5])):
         batch, features = made.cache.batch(index)
         with torch.inference_mode():
-            wanted = made.model.vision_features(made.train.batch(index).images)
+            wanted = made.model.vision_features(seen.batch(index).images)
         torch.testing.assert_close(features, wanted, atol=2e-3, rtol=2e-3)
-        np.testing.assert_array_equal(batch.actions, made.train.batch(index).actions)
+        np.testing.assert_array_equal(batch.actions, seen.batch(index).actions)
+    assert [made.train.images[i].size for i in (0, 3, 5)] == [0, 0, 0]  # half of the memory
 
 
 def test_a_low_quantile_learns_the_careful_way_and_half_the_median() -> None:
