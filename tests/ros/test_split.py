@@ -131,6 +131,39 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
         assert pair.policy.health.state == "holding"
 
 
+def test_tokens_for_a_decoder_of_another_width_hold_and_the_next_ones_run(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        pair.turn()
+        pair.clock.advance(1 / 30)
+        pair.robot.sense(skip=("joint_states",))
+        fields = pair.pruner.turn()
+        wide = {"dim": 2 * fields["dim"], "features": fields["features"] * 2}
+        refused = pair.policy.put_tokens(wired(TOKENS, fields | wide)[0])
+        assert (
+            f"has {2 * fields['dim']} numbers, the decoder here takes {fields['dim']}" in refused
+        )
+        assert pair.policy.turn() is None
+        assert (pair.policy.health.state, pair.policy.health.reason) == ("holding", refused)
+        assert pair.policy.health.refused == 1
+        pair.turn()
+        assert pair.policy.health.state == "running"
+
+
+def test_actions_that_are_not_finite_are_never_sent(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        model = pair.policy.side.adapter.model
+        head = [p for n, p in model.named_parameters() if "head" in n][-1]
+        whole = head.data.clone()
+        head.data.fill_(float("nan"))
+        assert pair.policy_turn() is None
+        assert pair.policy.health.state == "holding"
+        assert "not finite" in pair.policy.health.reason
+        head.data.copy_(whole)
+        assert pair.policy_turn() is not None
+
+
 def test_a_new_episode_of_the_pruner_clears_the_policys_history(tmp_path: Path) -> None:
     with ExitStack() as stack:
         pair = Pair(stack, tmp_path)

@@ -27,10 +27,11 @@ OURS = Hashes("enc", "rec", "rcp")
 ORIGIN = Origin("episode", 7, 12.5)
 GRIDS = (Grid("front", 4, 4, 12.5), Grid("wrist", 2, 3, 12.52))
 INDEX = np.array([0, 5, 15, 16, 21])
+DIM = 6
 
 
 def tokens(dtype: str = "float32", width: int = 4) -> Tokens:
-    features = np.random.default_rng(0).integers(0, 256, (5, 6 * width), np.uint8)
+    features = np.random.default_rng(0).integers(0, 256, (5, DIM * width), np.uint8)
     return Tokens(ORIGIN, "pick it up", dtype, features, INDEX, GRIDS)
 
 
@@ -42,7 +43,7 @@ def over_the_wire(kind: str, fields: dict) -> object:
 def test_tokens_come_out_as_they_went_in(dtype: str, width: int) -> None:
     given = tokens(dtype, width)
     message = over_the_wire(TOKENS, pack_tokens(given, OURS))
-    back = unpack_tokens(message, OURS, GRIDS)
+    back = unpack_tokens(message, OURS, GRIDS, DIM)
     np.testing.assert_array_equal(back.features, given.features)
     np.testing.assert_array_equal(back.index, INDEX)
     assert (back.origin, back.instruction, back.dtype, back.dim) == (
@@ -61,14 +62,14 @@ def test_tokens_come_out_as_they_went_in(dtype: str, width: int) -> None:
 def test_another_hash_is_refused_and_named(part: str) -> None:
     message = over_the_wire(TOKENS, pack_tokens(tokens(), replace(OURS, **{part: "other"})))
     with pytest.raises(UnsupportedError, match=f"made with {part} other, here is"):
-        unpack_tokens(message, OURS, GRIDS)
+        unpack_tokens(message, OURS, GRIDS, DIM)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
         ("dtype", "float64", "the dtype is one of"),
-        ("dim", 7, "bytes came for 5 tokens"),
+        ("features", np.zeros(119, np.uint8), "119 bytes came for 5 tokens"),
         ("indices", np.array([0, 5, 4, 16, 21], np.uint32), "must ascend"),
         ("indices", np.array([0, 5, 15, 16, 22], np.uint32), "below the 22 patches"),
     ],
@@ -77,16 +78,27 @@ def test_tokens_that_do_not_fit_together_are_refused(field: str, value: object, 
     message = over_the_wire(TOKENS, pack_tokens(tokens(), OURS))
     setattr(message, field, value)
     with pytest.raises(ShapeError, match=text):
-        unpack_tokens(message, OURS, GRIDS)
+        unpack_tokens(message, OURS, GRIDS, DIM)
 
 
 def test_tokens_of_other_cameras_and_no_tokens_are_refused() -> None:
     other = replace(tokens(), grids=(replace(GRIDS[0], cols=5), GRIDS[1]))
     with pytest.raises(UnsupportedError, match="are front 4x5, wrist 2x3, here they are front 4x"):
-        unpack_tokens(over_the_wire(TOKENS, pack_tokens(other, OURS)), OURS, GRIDS)
+        unpack_tokens(over_the_wire(TOKENS, pack_tokens(other, OURS)), OURS, GRIDS, DIM)
     none = replace(tokens(), features=np.zeros((0, 24), np.uint8), index=INDEX[:0])
     with pytest.raises(ShapeError, match="none came"):
-        unpack_tokens(over_the_wire(TOKENS, pack_tokens(none, OURS)), OURS, GRIDS)
+        unpack_tokens(over_the_wire(TOKENS, pack_tokens(none, OURS)), OURS, GRIDS, DIM)
+
+
+@pytest.mark.parametrize("dim", [0, 3, 12])
+def test_tokens_for_a_decoder_of_another_width_are_refused_and_named(dim: int) -> None:
+    """Whole in themselves, and of the right hashes."""
+    fields = pack_tokens(tokens(), OURS)
+    whole = np.zeros(5 * dim * 4, np.uint8)
+    message = over_the_wire(TOKENS, fields | {"dim": dim, "features": whole})
+    told = f"a token of theirs has {dim} numbers, the decoder here takes 6"
+    with pytest.raises(UnsupportedError, match=told):
+        unpack_tokens(message, OURS, GRIDS, DIM)
 
 
 @pytest.mark.parametrize("total", [23, 4_000_000_000])

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vla_prune.errors import VlaPruneError
 from vla_prune.runtime.clock import Clock, ClockWatch
 from vla_prune.runtime.slot import NewestSlot
-from vla_prune.types import PolicyState
+from vla_prune.types import ActionChunk, PolicyState
 from vla_prune_ros.chunks import pack_chunk
 from vla_prune_ros.contract import Contract, Source
 from vla_prune_ros.pace import Pace
@@ -18,8 +20,8 @@ from vla_prune_ros.split import Side, act, remember, see
 from vla_prune_ros.states import StateKeeper
 from vla_prune_ros.status import HOLDING, Health
 from vla_prune_ros.tokens import (
-    Grid,
     Scores,
+    Tokens,
     pack_scores,
     pack_tokens,
     unpack_scores,
@@ -170,7 +172,9 @@ class TokenPolicyLoop:
     def put_tokens(self, message: Any) -> str:
         """A ``VisualTokens``; returns why it is refused, empty if it waits to be acted on."""
         try:
-            tokens = unpack_tokens(message, self.side.hashes, self.side.adapter.layout.views)
+            adapter = self.side.adapter
+            views, dim = adapter.layout.views, adapter.shape.hidden
+            tokens = unpack_tokens(message, self.side.hashes, views, dim)
         except VlaPruneError as error:
             self.health.refuses(str(error))
             self.health.holds(str(error))
@@ -236,17 +240,27 @@ class TokenPolicyLoop:
         if state is not self.state:
             health.refuses("a chunk from before the reset was thrown away.")
             return None
+        if not np.isfinite(chunk.actions).all():
+            reason = "the policy's actions are not finite; they are not sent."
+            health.refuses(reason)
+            health.holds(reason)
+            return None
+        return self._told(tokens, chunk, scores)
+
+    def _told(
+        self, tokens: Tokens, chunk: ActionChunk, scores: Scores | None
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        health = self.health
         health.kept = {site: len(index) for site, index in chunk.kept.items()}
         health.age_s = self.clock.now() - chunk.stamp_s
         health.notes.extend(chunk.notes)
         health.rate.count(self.clock.steady())
         health.runs()
-        grids: tuple[Grid, ...] = tokens.grids
         told = pack_chunk(
             chunk,
             tokens.origin,
             self.contract.names,
-            grids,
+            tokens.grids,
             tokens.instruction,
             *self.names,
             self.contract.sinks[0].frame_id,

@@ -160,16 +160,18 @@ def pack_tokens(tokens: Tokens, hashes: Hashes) -> dict[str, Any]:
     }
 
 
-def unpack_tokens(message: Any, hashes: Hashes, views: Sequence[Grid]) -> Tokens:
+def unpack_tokens(message: Any, hashes: Hashes, views: Sequence[Grid], dim: int) -> Tokens:
     """Kept tokens out of a ``VisualTokens``; features are a view of the message's bytes.
 
     Args:
         message: that came.
         hashes: of this node.
         views: the policy's cameras, in order; their stamps are not looked at.
+        dim: numbers in a token, as the policy's decoder takes them.
 
     Raises:
-        UnsupportedError: made with another encoder, reconstructor or recipe, or other cameras.
+        UnsupportedError: made with another encoder, reconstructor or recipe, other cameras, or
+            for a decoder of another width.
         ShapeError: numbers that do not fit together, or no tokens at all.
     """
     hashes.check(message, "visual tokens")
@@ -180,6 +182,11 @@ def unpack_tokens(message: Any, hashes: Hashes, views: Sequence[Grid]) -> Tokens
         raise UnsupportedError(
             f"visual tokens: refused: their cameras are {_layout(grids)}, here they are "
             f"{_layout(views)}; start both nodes with the same policy."
+        )
+    if int(message.dim) != dim:
+        raise UnsupportedError(
+            f"visual tokens: refused: a token of theirs has {message.dim} numbers, the decoder "
+            f"here takes {dim}; start both nodes with the same policy."
         )
     if len(message.indices) == 0:
         raise ShapeError("visual tokens: none came; nobody acts without seeing.")
