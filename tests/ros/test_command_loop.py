@@ -248,6 +248,18 @@ def test_a_reset_holds_at_once() -> None:
     assert "which is over" in loop.put_chunk(chunk(clock.now(), RAMP, "e1", 1))
 
 
+def test_a_machine_that_was_moved_has_nothing_to_go_on_from() -> None:
+    loop, clock = ready()
+    loop.put_chunk(chunk(clock.now(), RAMP))
+    run(loop, clock, 2)
+    loop.reset(moved=True)
+    assert all(m.action is None and not m.messages for m in run(loop, clock, 2))
+    assert "which is over" in loop.put_chunk(chunk(clock.now(), RAMP, "e1", 1))
+    loop.put_state(joints(clock.now(), -0.5))
+    assert loop.put_chunk(chunk(clock.now(), RAMP, "e2")) == ""
+    assert run(loop, clock, 1)[0].action[0] == pytest.approx(-0.5 + 2.0 * PERIOD_S)
+
+
 def status(state: str, reason: str = "") -> object:
     return wire.make(STATUS, {"node": "policy_node", "state": state, "reason": reason})
 

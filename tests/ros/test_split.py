@@ -317,6 +317,7 @@ def test_a_reset_of_the_policys_half_keeps_the_pruners_episode(tmp_path: Path) -
         pair.turn()
         assert pair.policy.reset() == pair.pruner.health.episode_id
         assert pair.policy.state.history == {}
+        assert pair.policy.states.stale(pair.clock.now()).keys() == {"joint_states"}
 
 
 def test_the_policys_half_acts_no_more_often_than_it_may(tmp_path: Path) -> None:

@@ -120,12 +120,21 @@ class CommandLoop:
             self._episode, self._fault = "", ""
             self._sent = self._life = self._stands = None
 
-    def reset(self) -> None:
-        """Forget chunk and order; the machine holds until the next chunk."""
+    def reset(self, moved: bool = False) -> None:
+        """Forget chunk and order; the machine holds until the next chunk.
+
+        Args:
+            moved: it was put elsewhere meanwhile, as by a simulator, so that there is nothing to
+                go on from: neither a hold nor a command that the next may differ little from.
+        """
         with self.lock:
-            self._over.append(self._episode)
+            if self._episode:
+                self._over.append(self._episode)
             self._episode = ""
-            self._halt("a reset was asked for.")
+            if moved:
+                self.begin()
+            else:
+                self._halt("a reset was asked for.")
 
     def halt(self, reason: str) -> None:
         """Hold until the next chunk; the episode goes on."""

@@ -69,7 +69,7 @@ class CommandNode(ManagedNode):
 
     def on_reset(self, request: Any, response: Any) -> Any:
         """Hold, and forget the chunk."""
-        self.loop.reset()
+        self.loop.reset(request.moved)
         response.success, response.episode_id = True, request.episode_id
         return response
 

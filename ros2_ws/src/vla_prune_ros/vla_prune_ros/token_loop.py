@@ -203,6 +203,8 @@ class TokenPolicyLoop:
     def reset(self, episode_id: str = "") -> str:
         """Forget everything; returns the episode in force: by default the pruner's goes on."""
         self.slot.reset()
+        if not episode_id:  # else the new episode's states may have come before its tokens
+            self.states.reset()
         self._heard_s = None
         self.state = PolicyState()
         self.health.episode_id = episode_id or self.health.episode_id
@@ -214,7 +216,6 @@ class TokenPolicyLoop:
         jump = self.watch.check(self.clock)
         if jump is not None:
             self.reset()
-            self.states.reset()
             health.notes.append(str(jump))
             health.holds(str(jump))
             return None

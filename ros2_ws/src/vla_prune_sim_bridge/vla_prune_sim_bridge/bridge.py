@@ -6,7 +6,7 @@ the policy takes; its pictures, state and ``/clock`` are messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vla_prune_sim.realtime.move import Move
 
 from vla_prune.build import import_object
 from vla_prune.types import Observation
+from vla_prune_sim_bridge.resets import Peer, Resets
 
 EARLY_S = 1e-6  # of a stamp: rounding
 
@@ -47,7 +48,8 @@ class Shown:
 class Bridge:
     """One world, episode after episode.
 
-    Simulated time goes on from episode to episode and never back.
+    Simulated time goes on from episode to episode and never back. Nodes that remember an episode
+    are told to forget it before the next one shows itself: its machine stands elsewhere.
 
     Args:
         world: ``module:Class`` of a simulator.
@@ -58,6 +60,11 @@ class Bridge:
         seed: of the first episode.
         driver: a reference driver moves it in the place of commands: a replay.
         start_s: simulated time of the first frame.
+        peers: nodes that remember, in the way of the data.
+        again: begin the next episode at the end of one.
+
+    Attributes:
+        waits_for: the node that has yet to forget before the next episode begins; else empty.
     """
 
     def __init__(
@@ -70,11 +77,15 @@ class Bridge:
         seed: int = 0,
         driver: str = "",
         start_s: float = 1.0,
+        peers: Sequence[Peer] = (),
+        again: bool = True,
     ) -> None:
         self.episodes = import_object(world)(**options).open(suite, task)
         self.task, self.state, self.seed, self.driver = task, state, seed, driver
         self.time_s = self._began = start_s
-        self.refused = ""
+        self.resets, self.again = Resets(peers), again
+        self.refused = self.waits_for = ""
+        self._runs = False
         self._observation: Observation | None = None
         self._action: np.ndarray | None = None
         self._path: tuple[np.ndarray, float] | None = None  # rows, stamp
@@ -88,14 +99,34 @@ class Bridge:
     @property
     def over(self) -> bool:
         """Whether no episode runs."""
-        return self._observation is None or bool(self.episodes.over)
+        return not self._runs or bool(self.episodes.over)
+
+    def begin(self) -> None:
+        """As new: the next turn begins an episode, whatever runs."""
+        self._runs = False
+
+    def turn(self, steady_s: float) -> Shown | None:
+        """What the world shows next: a step, or the first frame of the next episode.
+
+        None after the last episode, and until all have forgotten the one before.
+
+        Args:
+            steady_s: steady time.
+        """
+        if not self.over:
+            return self.step()
+        if self._runs and not self.again:
+            return None
+        self.waits_for = self.resets.waits_for(steady_s)
+        return None if self.waits_for else self.start()
 
     def start(self) -> Shown:
         """Begin the next episode."""
+        self.resets.begin()
         if self._observation is not None:
             self.time_s += self.step_s  # or its first frame would have the last one's stamp
         self._observation = self.episodes.start(self.state, self.seed)
-        self.seed += 1
+        self.seed, self._runs = self.seed + 1, True
         self._action, self._path, self._fresh = None, None, False
         self._began = self.time_s
         return self._shown()

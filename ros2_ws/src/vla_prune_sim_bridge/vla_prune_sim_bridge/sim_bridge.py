@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+from vla_prune_msgs.srv import Reset
 from vla_prune_ros.contract import load_contract
 from vla_prune_ros.node import ManagedNode, run
 from vla_prune_ros.qos import LATCHED, OUT
@@ -13,7 +14,33 @@ from vla_prune_ros.qos import LATCHED, OUT
 from vla_prune.errors import ConfigError
 from vla_prune_sim_bridge.bridge import Bridge, Shown
 
+PEERS = ("pruner_node", "policy_node", "command_node")  # in the way of the data
 COMMANDS = {"nav_msgs/msg/Path": "put_path", "vla_prune_msgs/msg/ActionChunk": "put_action"}
+
+
+class ResetPeer:
+    """A node's ``~/reset``."""
+
+    def __init__(self, node: ManagedNode, name: str) -> None:
+        self.name, self._future = name, None
+        # From configure on, so that at the first episode it is known who is there.
+        self._client = node.create_client(Reset, f"{name}/reset", callback_group=node.inputs)
+        node.stack.callback(node.destroy_client, self._client)
+
+    def there(self) -> bool:
+        """Whether its service was found."""
+        return self._client.service_is_ready()
+
+    def ask(self) -> None:
+        """Send a request."""
+        if self._future is not None:
+            self._client.remove_pending_request(self._future)
+        request = Reset.Request(reason="the simulator begins another episode.", moved=True)
+        self._future = self._client.call_async(request)
+
+    def answered(self) -> bool:
+        """Whether it has forgotten."""
+        return self._future.done() and self._future.result().success
 
 
 class SimBridge(ManagedNode):
@@ -41,12 +68,13 @@ class SimBridge(ManagedNode):
             values["state"],
             values["seed"],
             values["driver"],
+            peers=[ResetPeer(self, name) for name in PEERS],
+            again=values["loop"],
         )
         self.stack.callback(self.loop.close)
 
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract, and let time begin."""
-        self.again = values["loop"]
         self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock")
         self.cameras = {
             s.camera: self.speak(s.type, s.topic, OUT)
@@ -58,15 +86,17 @@ class SimBridge(ManagedNode):
         self.task = None if task is None else self.speak(task.type, task.topic, LATCHED)
         for sink in self.sinks[:1]:
             self.listen(sink.type, sink.topic, OUT, getattr(self.loop, COMMANDS[sink.type]))
-        self.show(self.loop.start())
+        self.loop.begin()
+        self.step()
         self.every(self.loop.step_s / values["rate"], self.step)
 
     def step(self) -> None:
         """One step of the world."""
-        if not self.loop.over:
-            self.show(self.loop.step())
-        elif self.again:
-            self.show(self.loop.start())
+        shown = self.loop.turn(self.clock.steady())
+        if shown is not None:
+            self.show(shown)
+        elif self.loop.waits_for:
+            self.health.waits(f"{self.loop.waits_for} has yet to forget the episode before.")
         else:
             self.health.waits("the episode is over.")
         self.tell_if_new()
