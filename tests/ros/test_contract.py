@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
+from vla_prune_ros import wire
 from vla_prune_ros.contract import load_contract, read_contract
+from vla_prune_ros.states import pick
 
 from vla_prune import config
 from vla_prune.errors import ConfigError
@@ -105,6 +108,37 @@ def mistake(*path: Any, value: Any) -> dict[str, Any]:
         (mistake("limits", "low", value=[-1]), "limits.low has 1 entries, the actions have 2"),
         (mistake("limits", "rates", value=[1, 1]), "did you mean 'rate'"),
         (mistake("hold", value="holt"), "did you mean 'hold'"),
+        (
+            mistake("hold", value={"name": "hold", "action": [0, 0, 0]}),
+            "hold: its action has 3 numbers, the actions have 2 names",
+        ),
+        (
+            mistake("hold", value={"name": "hold", "action": ["a", 0]}),
+            "it takes a list of numbers or null",
+        ),
+        (
+            mistake("hold", value={"name": "hold", "action": [2, 0]}),
+            r"do not let its action \[2.0, 0.0\] through",
+        ),
+        (
+            mistake("hold", value="brake"),
+            "brake shortens the steps dx and dy, and the actions are j0",
+        ),
+        (
+            mistake("observations", 2, "selector", "names", 0, value="positon.j0"),
+            r"observations\[2\]: selector.names: a sensor_msgs/msg/JointState has no number "
+            "'positon.j0'",
+        ),
+        (mistake("observations", 2, "selector", "names", value="position.j0"), "a list of names"),
+        (mistake("observations", 2, "selector", "name", value=["j0"]), "did you mean 'names'"),
+        (mistake("observations", 0, "topic", value="front/1/image raw"), "is no name for ROS"),
+        (mistake("observations", 0, "image", value={"shape": [480]}), r"give \[height, width\]"),
+        (mistake("observations", 0, "rate_hz", value="fast"), "rate_hz is 'fast'"),
+        (mistake("observations", 0, "qos", value={"depth": "2"}), "qos .* cannot be"),
+        (mistake("actions", 0, "publish", "topic", value="/joints/"), "publish: topic '/joints/'"),
+        (mistake("limits", "low", value=-1), "limits.low is -1; give a list of numbers"),
+        (mistake("limits", "low", value=[-1, "x"]), "give a list of numbers"),
+        (mistake("tolerance_ms", value=-1), "tolerance_ms is -1; give 0 or more"),
         (mistake("tasks", 0, "type", value="std_msgs/msg/Int32"), "Known: std_msgs/msg/String"),
         (mistake("observations", 0, value="front"), "write a mapping"),
     ],
@@ -113,6 +147,58 @@ def test_mistakes_are_named(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_contract(data, "small.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("geometry_msgs/msg/TwistStamped", ["linear.x", "angular.z"]),
+        ("nav_msgs/msg/Path", ["dx", "dy"]),
+    ],
+)
+def test_a_hold_that_drives_on_is_refused(kind: str, names: list[str]) -> None:
+    """A velocity or a step that is repeated is no standstill."""
+    action = {"publish": {"topic": "move", "type": kind}, "selector": {"names": names}}
+    moves = contract_data() | {"actions": [action], "limits": {}}
+    for hold in ("hold", {"name": "continue_chunk", "then": "hold"}):
+        with pytest.raises(ConfigError, match=f"a {kind} then moves the machine on"):
+            read_contract(moves | {"hold": hold}, "small.yaml")
+    read_contract(moves | {"hold": {"name": "hold", "action": [0, 0]}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("nav_msgs/msg/Odometry", "pose.pose.orientation.yaw", "pose.position.x"),
+        ("nav_msgs/msg/Odometry", "twist.covariance.35", "twist.covariance.36"),
+        ("geometry_msgs/msg/TwistStamped", "twist.angular.z", "twist.angular.w"),
+        ("geometry_msgs/msg/PoseStamped", "pose.position.z", "pose.position.yaw"),
+        ("std_msgs/msg/Float64MultiArray", "data.12", "data.x"),
+        ("std_msgs/msg/Float32MultiArray", "data.0", "values.0"),
+        ("sensor_msgs/msg/JointState", "effort.arm/j.1", "joint1"),
+    ],
+)
+def test_a_number_that_a_state_message_has_not_is_refused(kind: str, good: str, bad: str) -> None:
+    wanted = (("type", kind), ("selector", {"names": [good]}))
+    data = contract_data()
+    data["observations"][2] |= dict(wanted)
+    assert pick_one(kind, good) == 0.0
+    assert read_contract(data).states[0].names == (good,)
+    data["observations"][2]["selector"] = {"names": [bad]}
+    with pytest.raises(ConfigError, match=f"a {kind} has no number '{bad}'"):
+        read_contract(data)
+
+
+def pick_one(kind: str, name: str) -> float:
+    """Out of a real message of zeros."""
+    fields = {"data": np.zeros(13)} if kind.endswith("Array") else {}
+    if kind.endswith("JointState"):
+        fields = {"name": [name.partition(".")[2]], name.partition(".")[0]: np.zeros(1)}
+    return float(pick(wire.make(kind, fields), [name])[0])
+
+
+def test_no_instruction_is_no_word() -> None:
+    assert contract(instruction=None).instruction == ""
 
 
 def test_a_missing_key_is_named_with_its_place() -> None:

@@ -17,18 +17,12 @@ from vla_prune import config
 from vla_prune.errors import ConfigError, did_you_mean
 from vla_prune.runtime.hold import HoldRule, make_hold
 from vla_prune.runtime.limits import Limits
+from vla_prune_ros.checks import NUMBERS, check_hold, check_state, check_topic
 from vla_prune_ros.commands import PLANS, check_names
 from vla_prune_ros.qos import OUT, SENSOR_IN, Qos, read_qos
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-STATE_TYPES = (
-    "sensor_msgs/msg/JointState",
-    "nav_msgs/msg/Odometry",
-    "geometry_msgs/msg/TwistStamped",
-    "geometry_msgs/msg/PoseStamped",
-    "std_msgs/msg/Float64MultiArray",
-    "std_msgs/msg/Float32MultiArray",
-)
+STATE_TYPES = tuple(NUMBERS)
 TASK_TYPES = ("std_msgs/msg/String",)
 COMMAND_TYPES = (
     "trajectory_msgs/msg/JointTrajectory",
@@ -220,7 +214,7 @@ def read_contract(data: Mapping[str, Any], where: str = "contract") -> Contract:
         for i, item in enumerate(data["observations"] or [])
     ]
     sources += [
-        _task(f"{where}: tasks[{i}]", item) for i, item in enumerate(data.get("tasks", []))
+        _task(f"{where}: tasks[{i}]", item) for i, item in enumerate(data.get("tasks") or [])
     ]
     sinks = [_sink(f"{where}: actions[{i}]", item) for i, item in enumerate(data["actions"] or [])]
     if not any(s.camera for s in sources):
@@ -243,6 +237,8 @@ def read_contract(data: Mapping[str, Any], where: str = "contract") -> Contract:
     limits = data.get("limits") or {}
     _keys(f"{where}: limits", limits, ("low", "high", "rate"))
     for bound, values in limits.items():
+        if values is not None and not _numbers(values):
+            raise ConfigError(f"{where}: limits.{bound} is {values!r}; give a list of numbers.")
         if values is not None and len(values) != len(sinks[0].names):
             raise ConfigError(
                 f"{where}: limits.{bound} has {len(values)} entries, the actions have "
@@ -254,16 +250,18 @@ def read_contract(data: Mapping[str, Any], where: str = "contract") -> Contract:
             f"{where}: limits.rate holds from tick to tick, and a {plan} is sent as a whole; give "
             "low and high alone."
         )
+    bounds, hold = Limits(**limits), make_hold(data.get("hold", "hold"), f"{where}: hold")
+    check_hold(f"{where}: hold", hold, [s.type for s in sinks], sinks[0].names, bounds)
     return Contract(
         name=str(data.get("name", "robot")),
         rate_hz=float(rate),
         sources=tuple(sources),
         sinks=tuple(sinks),
-        tolerance_s=float(data.get("tolerance_ms", 20.0)) / 1e3,
+        tolerance_s=_milliseconds(where, data, "tolerance_ms", 20.0, may_be_0=True),
         max_action_age_s=_milliseconds(where, data, "max_action_age_ms", 500.0),
-        limits=Limits(**limits),
-        hold=make_hold(data.get("hold", "hold"), f"{where}: hold"),
-        instruction=str(data.get("instruction", "")),
+        limits=bounds,
+        hold=hold,
+        instruction=str(data.get("instruction") or ""),
         where=where,
     )
 
@@ -290,13 +288,21 @@ def _source(where: str, data: Mapping[str, Any]) -> Source:
     if drop not in DROPS:
         raise did_you_mean(f"{where}: align", "drop", str(drop), DROPS)
     max_age = _milliseconds(f"{where}: align", align, "max_age_ms", 200.0)
-    names = tuple((data.get("selector") or {}).get("names", ()))
+    names = _names(where, data.get("selector"))
     if not image and not names:
         raise ConfigError(f"{where}: a state needs selector.names, the numbers of it in order.")
-    shape = (data.get("image") or {}).get("shape")
+    if not image:
+        check_state(where, data["type"], names)
+    picture, rate = data.get("image") or {}, data.get("rate_hz", 0.0)
+    _keys(f"{where}: image", picture, ("shape",))
+    shape = picture.get("shape")
+    if shape is not None and not (_numbers(shape) and len(shape) == 2):
+        raise ConfigError(f"{where}: image.shape is {shape!r}; give [height, width].")
+    if not _numbers([rate]) or not rate >= 0:
+        raise ConfigError(f"{where}: rate_hz is {rate!r}; give messages per second, or 0 for any.")
     return Source(
         key,
-        str(data["topic"]),
+        _topic(where, data["topic"]),
         data["type"],
         names,
         max_age,
@@ -305,7 +311,7 @@ def _source(where: str, data: Mapping[str, Any]) -> Source:
         _milliseconds(f"{where}: align", align, "last_age_ms", 1e3 * max_age),
         read_qos(where, data.get("qos"), SENSOR_IN),
         None if shape is None else (int(shape[0]), int(shape[1])),
-        float(data.get("rate_hz", 0.0)),
+        float(rate),
     )
 
 
@@ -314,7 +320,7 @@ def _task(where: str, data: Mapping[str, Any]) -> Source:
     _type(where, data["type"], TASK_TYPES)
     return Source(
         "task",
-        str(data["topic"]),
+        _topic(where, data["topic"]),
         data["type"],
         stamp="receive",
         max_age_s=float("inf"),
@@ -327,7 +333,7 @@ def _sink(where: str, data: Mapping[str, Any]) -> Sink:
     publish = data["publish"]
     _keys(f"{where}: publish", publish, ("topic", "type", "qos", "frame_id"), ("topic", "type"))
     _type(where, publish["type"], COMMAND_TYPES)
-    names = tuple(str(name) for name in (data["selector"] or {}).get("names", ()))
+    names = _names(where, data["selector"])
     if not names:
         raise ConfigError(f"{where}: selector.names is empty; name each dimension of the action.")
     if len(set(names)) < len(names):
@@ -335,7 +341,7 @@ def _sink(where: str, data: Mapping[str, Any]) -> Sink:
     check_names(publish["type"], names, f"{where}: selector.names")
     qos = publish.get("qos")
     return Sink(
-        str(publish["topic"]),
+        _topic(f"{where}: publish", publish["topic"]),
         publish["type"],
         names,
         None if qos is None else read_qos(where, qos, OUT),
@@ -359,8 +365,31 @@ def _type(where: str, given: Any, known: Sequence[str]) -> None:
         raise did_you_mean(where, "type", str(given), known)
 
 
-def _milliseconds(where: str, data: Mapping[str, Any], key: str, default: float) -> float:
+def _topic(where: str, given: Any) -> str:
+    check_topic(where, str(given))
+    return str(given)
+
+
+def _names(where: str, selector: Any) -> tuple[str, ...]:
+    """Of a selector; empty without one."""
+    _keys(f"{where}: selector", selector or {}, ("names",))
+    names = (selector or {}).get("names") or []
+    if not isinstance(names, list | tuple):
+        raise ConfigError(f"{where}: selector.names is {names!r}; give a list of names.")
+    return tuple(str(name) for name in names)
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    )
+
+
+def _milliseconds(
+    where: str, data: Mapping[str, Any], key: str, default: float, may_be_0: bool = False
+) -> float:
     value = data.get(key, default)
-    if not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{where}: {key} is {value!r}; give milliseconds above 0.")
+    if not _numbers([value]) or not (value > 0 or (may_be_0 and value == 0)):
+        least = "0 or more milliseconds" if may_be_0 else "milliseconds above 0"
+        raise ConfigError(f"{where}: {key} is {value!r}; give {least}.")
     return float(value) / 1e3

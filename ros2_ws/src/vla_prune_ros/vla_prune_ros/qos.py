@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -55,6 +56,8 @@ def command_qos(period_s: float) -> Qos:
 def read_qos(where: str, data: dict[str, Any] | None, default: Qos) -> Qos:
     """A :class:`Qos` from a config; missing keys as in ``default``."""
     known = [f.name for f in fields(Qos)]
+    if data is not None and not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: qos is {data!r}; write a mapping of {', '.join(known)}.")
     for key in data or {}:
         if key not in known:
             raise did_you_mean(f"{where}: qos", "field", str(key), known)
@@ -63,6 +66,10 @@ def read_qos(where: str, data: dict[str, Any] | None, default: Qos) -> Qos:
         return Qos(**values | dict(data or {}))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: qos {dict(data)} cannot be ({error}); give numbers."
+        ) from error
 
 
 def conflict(offered: Qos, asked: Qos) -> str:
