@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,12 +14,14 @@ pytest.importorskip("rosbags")
 from rosbags.rosbag2 import StoragePlugin, Writer
 from vla_prune_ros import assemble, params, wire
 from vla_prune_ros.bring_up import TRANSITIONS, bring_up
+from vla_prune_ros.contract import Contract, load_contract, read_contract
 from vla_prune_ros.convert import to_rgb
 from vla_prune_ros.overlay import Overlay
 from vla_prune_ros.replay import Recording, Replay
-from vla_prune_sim_bridge.bridge import Bridge
+from vla_prune_sim_bridge.bridge import Bridge, read_options
 
-from vla_prune.errors import ConfigError, MissingError
+from vla_prune import config
+from vla_prune.errors import ConfigError, MissingError, VlaPruneError
 from vla_prune.runtime.clock import ManualClock
 from vla_prune.types import Observation
 
@@ -120,6 +123,10 @@ def test_a_recording_that_is_not_there_is_named(tmp_path: Path) -> None:
         Recording(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="above 0"):
         Recording(tmp_path, rate=0.0)
+    with pytest.raises(MissingError, match="parameter 'bag' is empty"):
+        Recording("", only=["/task"])
+    with pytest.raises(MissingError, match="no rosbag2 recording"):
+        Recording(tmp_path, only=["/task"])
 
 
 # Bridge
@@ -239,6 +246,108 @@ def test_a_command_that_is_nan_moves_nothing() -> None:
     assert "not finite" in robot.refused
     robot.step()
     assert robot.episodes.moves == []
+
+
+def shows(**changes) -> Contract:
+    """Of the belt: one camera, one number, one action."""
+    camera = {"key": "images.front", "topic": "front", "type": IMAGE}
+    place = {"key": "state", "topic": "state", "type": "std_msgs/msg/Float64MultiArray"}
+    data = {
+        "rate_hz": 10,
+        "observations": [
+            camera | changes.get("camera", {}),
+            place | {"selector": {"names": ["data.0"]}} | changes.get("state", {}),
+        ],
+        "actions": [
+            {"publish": {"topic": "move", "type": CHUNK}, "selector": {"names": ["x", "y"]}}
+        ],
+    }
+    return read_contract(data, "belt.yaml")
+
+
+def test_a_contract_of_what_the_world_shows_is_taken_and_the_world_is_as_new() -> None:
+    robot = bridge(driver="expert")
+    robot.check(shows())
+    assert robot.start().state["data"] == [0.0]
+    assert (robot.time_s, robot.episodes.seed) == (1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": {"key": "images.frnt"}}, "belt.yaml: .* 'frnt' is unknown; did you mean 'fro"),
+        (
+            {"camera": {"type": "sensor_msgs/msg/CompressedImage"}},
+            "camera 'front' as sensor_msgs/msg/CompressedImage, a simulator sends",
+        ),
+        (
+            {"state": {"selector": {"names": ["data.0", "data.1"]}}},
+            "data.1 of the state, of which this world has 1 numbers",
+        ),
+        (
+            {
+                "state": {
+                    "type": "sensor_msgs/msg/JointState",
+                    "selector": {"names": ["position.a"]},
+                }
+            },
+            "the state as sensor_msgs/msg/JointState, a simulator sends std_msgs/msg/Float",
+        ),
+    ],
+)
+def test_a_contract_of_what_the_world_does_not_show_is_refused(
+    changes: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bridge().check(shows(**changes))
+
+
+def test_a_driver_that_takes_several_steps_at_a_time_is_refused() -> None:
+    """Its replay would run that much faster than its time."""
+    robot = bridge(driver="expert")
+    guide = robot.episodes.guide
+    robot.episodes.guide = lambda driver: [guide(driver) for _ in range(5)][-1]
+    with pytest.raises(
+        ConfigError, match="'driver': 'expert' moves the world by 5 steps at a tim"
+    ):
+        robot.check(shows())
+
+
+def test_a_world_moves_at_every_step_of_a_replay(tmp_path: Path) -> None:
+    """As world.launch.py starts it, but for the pictures' size."""
+    options = {"root": None, "folder": str(tmp_path), "scenes": 1, "square": 32, "plan_steps": 1}
+    robot = Bridge(WORLD, options, "drive", 0, driver="rule_expert")
+    robot.check(load_contract("vehicle"))
+    robot.start()
+    robot.step()
+    before = robot.episodes.steps
+    robot.step()
+    assert robot.episodes.steps == before + 1
+    with pytest.raises(ConfigError, match=r"driver 'expert' is unknown; .*rule_expert"):
+        Bridge(WORLD, options, "drive", 0, driver="expert").check(load_contract("vehicle"))
+
+
+WORLD = "vla_prune_sim.drive.world:DriveWorld"
+
+
+@pytest.mark.parametrize(
+    ("world", "options", "message"),
+    [
+        ("DriveWorld", "{}", "parameter 'world': 'DriveWorld' names no class"),
+        (
+            "vla_prune_sim.drive.world:Drive",
+            "{}",
+            "parameter 'world': .* has no attribute 'Drive'",
+        ),
+        ("vla_prune_sim.fly:World", "{}", "parameter 'world': .*No module named"),
+        ("tests.ros.test_nodes_besides:Belt", "{length: 3}", "parameter 'options': .* takes no"),
+        ("tests.ros.test_nodes_besides:Belt", "[3]", "parameter 'options': .* a mapping"),
+        ("tests.ros.test_nodes_besides:Belt", "{a: ", "parameter 'options': .* cannot be read"),
+    ],
+)
+def test_a_world_that_cannot_be_opened_is_named(world: str, options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Bridge(world, read_options(options), "belt", 0)
 
 
 # Bring-up
@@ -415,11 +524,126 @@ def test_a_replay_at_ten_times_the_speed_is_no_jump_of_the_clock(tmp_path: Path)
         assert None not in [watch.check(clock) for watch in watches]
 
 
+def refused(values: dict) -> str:
+    """Why a policy node cannot be configured so."""
+    with ExitStack() as stack, pytest.raises(VlaPruneError) as caught:
+        assemble.policy_loop(values, ManualClock(), assemble.open_model(values, stack))
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("change", [{"instruction": "go"}, {"deadline_ms": 50.0}])
 def test_what_the_policys_half_cannot_follow_is_refused(tmp_path: Path, change: dict) -> None:
-    values = parameters(tmp_path, **change)
-    with pytest.raises(ConfigError, match="input 'tokens'"):
-        assemble.token_loop(values, ManualClock(), None)
+    assert "input 'tokens'" in refused(parameters(tmp_path, input="tokens", **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"contract": "vehicel"}, "parameter 'contract': .* did you mean 'vehicle'"),
+        ({"recipe": "fastw"}, "parameter 'recipe': .* did you mean 'fastv'"),
+        ({"keep_ratio": 0.01}, "parameter 'keep_ratio': .* no bucket at or below"),
+        ({"deadline_ms": 50.0}, "parameter 'deadline_ms': there is no controller"),
+        ({"controller": "tuned.yaml", "input": "tokens"}, "parameter 'controller' needs input"),
+        ({"controller": "nowhere.yaml"}, "parameter 'controller': nowhere.yaml: no such config"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_loaded(
+    tmp_path: Path, change: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "build_adapter", pytest.fail)
+    assert re.search(message, refused(parameters(tmp_path, **change)))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ("site: decoder.3, scorers: [], selector: maxmin", "has no site 'decoder.3'; it has"),
+        ("site: projector, scorers: [], selector: topk", "works with 1 to"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path, cut: str, message: str) -> None:
+    budget = "budget: {name: constant, keep_ratio: 0.5}"
+    (tmp_path / "recipe.yaml").write_text(f"name: r\ncuts: [{{{cut}, {budget}}}]\n")
+    told = refused(parameters(tmp_path, recipe=str(tmp_path / "recipe.yaml")))
+    assert told.startswith("parameter 'recipe': ")
+    assert message in told
+
+
+WARMING = """
+name: warming
+cuts:
+  - site: decoder.1
+    scorers: [{name: semantic, rows: last}]
+    selector: topk
+    budget: {name: constant, keep_ratio: 0.25}
+history: {window: 3, warmup: true, refresh: 3}
+"""
+
+
+def test_a_warm_up_cuts_although_the_history_fills_first(tmp_path: Path) -> None:
+    """Of four calls and more, three fill the history and one looks at everything again."""
+    (tmp_path / "recipe.yaml").write_text(WARMING)
+    values = parameters(tmp_path, recipe=str(tmp_path / "recipe.yaml"), buckets=[0.25])
+    with ExitStack() as stack:
+        policy = assemble.open_model(values, stack).policy
+        chunk = assemble._warm(policy, 0, 1)
+    assert list(chunk.kept) == ["decoder.1"]
+
+
+CONTROLLER = """
+controller:
+  buckets: [1.0, 0.25]
+  latency_s: [0.02, 0.01]
+  period_s: 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "deadline_ms", "message"),
+    [
+        (
+            "motion_numbers: [0, 2]",
+            0.0,
+            "motion_numbers names 2, the policy's actions have 0 to 1",
+        ),
+        ("disagreement: [0.1, 0.9]", 0.0, "it reads disagreement, which recipe and policy do not"),
+        ("motion: [0.1, 0.9]", 5.0, "parameter 'deadline_ms': controller: the period is 0.005 s"),
+    ],
+)
+def test_a_controller_of_another_policy_is_refused(
+    tmp_path: Path, more: str, deadline_ms: float, message: str
+) -> None:
+    (tmp_path / "tuned.yaml").write_text(f"{CONTROLLER}  {more}\n")
+    given = {"controller": str(tmp_path / "tuned.yaml"), "deadline_ms": deadline_ms}
+    assert message in refused(parameters(tmp_path, **given))
+
+
+def test_a_camera_that_the_policy_does_not_see_says_nothing_of_its_tokens(tmp_path: Path) -> None:
+    contract = config.load("vehicle", kind="ros")
+    rear = {"key": "observation.images.CAM_BACK", "topic": "rear", "type": IMAGE}
+    contract["observations"].append(rear | {"align": {"max_age_ms": 10}})
+    config.save(contract, tmp_path / "rear.yaml")
+    values = parameters(tmp_path, contract=str(tmp_path / "rear.yaml"), buckets=[0.25])
+    with ExitStack() as stack:
+        model = assemble.open_model(values, stack)
+        loop = assemble.token_loop(values, ManualClock(START_S), model)
+    assert loop.slot.max_age_s == 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"contract": "vehicel"}, "parameter 'contract': .* did you mean 'vehicle'"),
+        ({"align": "arrival"}, "parameter 'align' is 'arrival', and vehicle sends a nav_msgs"),
+        ({"join": "blend"}, "parameter 'join' is 'blend', and vehicle sends a nav_msgs/msg/Path"),
+    ],
+)
+def test_what_does_not_fit_the_commands_is_refused(change: dict, message: str) -> None:
+    values = params.defaults("command_node") | {"contract": "vehicle"} | change
+    with pytest.raises(ConfigError, match=message):
+        assemble.command_loop(values, ManualClock())
+    if "contract" not in change:
+        assemble.command_loop(values | {"contract": "arm"}, ManualClock())
 
 
 @pytest.mark.parametrize(("recipe", "told"), [("divprune", 0), ("fastv", 1)])

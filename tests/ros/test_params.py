@@ -103,6 +103,18 @@ def test_values_that_cannot_be_are_refused(
         check(node, name, value)
 
 
+def test_what_a_parameter_file_says_is_looked_at_before_a_node_configures() -> None:
+    """ROS checks types and ranges alone: an input 'token' was 'images', topics 'al' were all."""
+    params.check_all("policy_node", defaults("policy_node"))
+    for node, name in (("policy_node", "input"), ("replay_node", "topics")):
+        with pytest.raises(ConfigError, match=f"value of '{name}' 'x' is unknown"):
+            params.check_all(node, defaults(node) | {name: "x"})
+    path = WORKSPACE / "vla_prune_ros" / "vla_prune_ros" / "node.py"
+    text = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+    checked = "params.check_all(self.kind, values)\n            self.configure(values)"
+    assert checked in text
+
+
 def test_only_live_parameters_change_while_a_node_runs() -> None:
     check("policy_node", "keep_ratio", 0.5, active=True)
     check("command_node", "deadline_ms", 40.0, active=True)

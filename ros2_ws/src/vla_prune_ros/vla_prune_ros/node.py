@@ -256,7 +256,9 @@ class ManagedNode(LifecycleNodeMixin, Node):
         """Build and warm up."""
         self.stack = ExitStack()
         try:
-            self.configure(self.values())
+            values = self.values()
+            params.check_all(self.kind, values)
+            self.configure(values)
         except VlaPruneError as error:
             self.stack.close()
             self.get_logger().error(str(error))

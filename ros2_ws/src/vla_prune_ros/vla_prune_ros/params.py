@@ -262,6 +262,18 @@ def check(node: str, name: str, value: Any, active: bool = False) -> None:
             raise ConfigError(f"{where} is {value:g}; its range is {p.range}.")
 
 
+def check_all(node: str, values: Mapping[str, Any]) -> None:
+    """Raise one sentence for the first value that a node cannot take.
+
+    What a parameter file gives comes without :func:`check`: ROS looks at types and ranges alone.
+
+    Raises:
+        ConfigError: as :func:`check` does.
+    """
+    for name, value in values.items():
+        check(node, name, value)
+
+
 def apply(
     wished: Mapping[str, Any], now: Mapping[str, Any], change: Callable[[str, Any], Any]
 ) -> None:

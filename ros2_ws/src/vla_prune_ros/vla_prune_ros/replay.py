@@ -53,17 +53,26 @@ class Recording:
         loop: bool = False,
         only: Collection[str] | None = None,
     ) -> None:
+        if not str(folder):
+            raise MissingError("replay: parameter 'bag' is empty; name a rosbag2 folder.")
         if not Path(folder).is_dir():
             raise MissingError(f"replay: {folder} is no folder; give that of a rosbag2 recording.")
         if not rate > 0:
             raise ConfigError(f"replay: rate is {rate:g}; give seconds per second above 0.")
         try:
-            from rosbags.rosbag2 import Reader
+            from rosbags.rosbag2 import Reader, ReaderError
         except ImportError as error:
             raise MissingError(
                 "replay: the package rosbags is missing; pip install 'vla-prune[dds]'."
             ) from error
         self._reader, self.folder, self.rate, self.loop = Reader, Path(folder), rate, loop
+        try:
+            self._recorded()
+        except (ReaderError, FileNotFoundError) as error:
+            raise MissingError(
+                f"replay: {folder} is no rosbag2 recording that can be read ({error}); give the "
+                "folder of one."
+            ) from error
         self.only = None if only is None else {*only, *TIMES}
         if only is not None and not set(only) & set(self.topics()):
             raise ConfigError(

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from vla_prune_ros.contract import Contract, Source
 from vla_prune_ros.convert import image_fields
 from vla_prune_ros.stamps import seconds, time_fields
 from vla_prune_sim.realtime.move import Move
+from yaml import YAMLError
 
 from vla_prune.build import import_object
+from vla_prune.errors import ConfigError, did_you_mean
 from vla_prune.types import Observation
 from vla_prune_sim_bridge.resets import Peer, Resets
 
+PICTURES = ("sensor_msgs/msg/Image",)
+STATES = ("std_msgs/msg/Float64MultiArray", "std_msgs/msg/Float32MultiArray")
 EARLY_S = 1e-6  # of a stamp: rounding
 
 
@@ -80,7 +88,7 @@ class Bridge:
         peers: Sequence[Peer] = (),
         again: bool = True,
     ) -> None:
-        self.episodes = import_object(world)(**options).open(suite, task)
+        self.episodes = _world(world, options).open(suite, task)
         self.task, self.state, self.seed, self.driver = task, state, seed, driver
         self.time_s = self._began = start_s
         self.resets, self.again = Resets(peers), again
@@ -100,6 +108,26 @@ class Bridge:
     def over(self) -> bool:
         """Whether no episode runs."""
         return not self._runs or bool(self.episodes.over)
+
+    def check(self, contract: Contract) -> None:
+        """Try how an episode begins.
+
+        Raises:
+            VlaPruneError: the world does not know this start or driver, or the contract observes
+                what it does not show.
+        """
+        seen, begun = self.episodes.start(self.state, self.seed), self.episodes
+        if self.driver:
+            begun.guide(self.driver)  # the first one may count what the log did before
+            before = begun.steps
+            begun.guide(self.driver)
+            if begun.steps - before != 1:
+                raise ConfigError(
+                    f"parameter 'driver': {self.driver!r} moves the world by "
+                    f"{begun.steps - before} steps at a time, and a replay shows each; give the "
+                    "world an option such as plan_steps: 1."
+                )
+        _check_shown(contract, seen)
 
     def begin(self) -> None:
         """As new: the next turn begins an episode, whatever runs."""
@@ -188,4 +216,68 @@ class Bridge:
             seen.instruction,
             bool(self.episodes.over),
             dict(self.episodes.outcome) if self.episodes.over else {},
+        )
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """A world's arguments out of the parameter ``options``.
+
+    Raises:
+        ConfigError: it is no mapping in YAML.
+    """
+    try:
+        options = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        told = str(error).splitlines()[0]
+        raise ConfigError(f"parameter 'options': {text!r} cannot be read ({told}).") from error
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f"parameter 'options': {text!r} is no YAML of a mapping; write {{a: 1}}."
+        )
+    return options
+
+
+def _world(path: str, options: Mapping[str, Any]) -> Any:
+    if path.count(":") != 1:
+        raise ConfigError(f"parameter 'world': {path!r} names no class; write module:Class.")
+    try:
+        world = import_object(path)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"parameter 'world': {path!r} cannot be opened ({error}); write module:Class, and "
+            "install what it needs."
+        ) from error
+    try:
+        signature(world).bind(**options)
+    except TypeError as error:
+        raise ConfigError(
+            f"parameter 'options': {path} takes no such ({error}); it has "
+            f"{', '.join(signature(world).parameters) or 'none'}."
+        ) from error
+    return world(**options)
+
+
+def _check_shown(contract: Contract, seen: Observation) -> None:
+    """Raise one sentence if a contract observes what a world does not show."""
+    where = f"{contract.where}: observations"
+    for source in contract.cameras:
+        if source.camera not in seen.images:
+            raise did_you_mean(where, "camera", source.camera, seen.images)
+        _check_type(where, f"camera {source.camera!r}", source, PICTURES)
+    has = 0 if seen.state is None else len(seen.state)
+    for source in contract.states:
+        _check_type(where, "the state", source, STATES)
+        for name in source.names:
+            if int(name.removeprefix("data.")) >= has:
+                raise ConfigError(
+                    f"{where}: {source.topic} asks for {name} of the state, of which this world "
+                    f"has {has} numbers; count from data.0."
+                )
+
+
+def _check_type(where: str, what: str, source: Source, known: Sequence[str]) -> None:
+    if source.type not in known:
+        raise ConfigError(
+            f"{where}: {source.topic} takes {what} as {source.type}, a simulator sends "
+            f"{' or '.join(known)}; change the type."
         )

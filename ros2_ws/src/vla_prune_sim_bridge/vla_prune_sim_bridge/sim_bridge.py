@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
 from vla_prune_msgs.srv import Reset
 from vla_prune_ros.contract import load_contract
 from vla_prune_ros.node import ManagedNode, run
 from vla_prune_ros.qos import LATCHED, OUT
 
 from vla_prune.errors import ConfigError
-from vla_prune_sim_bridge.bridge import Bridge, Shown
+from vla_prune_sim_bridge.bridge import Bridge, Shown, read_options
 
 PEERS = ("pruner_node", "policy_node", "command_node")  # in the way of the data
 COMMANDS = {"nav_msgs/msg/Path": "put_path", "vla_prune_msgs/msg/ActionChunk": "put_action"}
@@ -52,7 +51,6 @@ class SimBridge(ManagedNode):
     def configure(self, values: Mapping[str, Any]) -> None:
         """Open the world."""
         self.contract = load_contract(values["contract"])
-        options = OmegaConf.to_container(OmegaConf.create(values["options"]), resolve=True)
         self.sinks = [s for s in self.contract.sinks if s.type in COMMANDS]
         if not self.sinks:
             raise ConfigError(
@@ -62,7 +60,7 @@ class SimBridge(ManagedNode):
             )
         self.loop = Bridge(
             values["world"],
-            options,
+            read_options(values["options"]),
             values["suite"],
             values["task"],
             values["state"],
@@ -72,15 +70,12 @@ class SimBridge(ManagedNode):
             again=values["loop"],
         )
         self.stack.callback(self.loop.close)
+        self.loop.check(self.contract)
 
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract, and let time begin."""
         self.time = self.speak("rosgraph_msgs/msg/Clock", "/clock")
-        self.cameras = {
-            s.camera: self.speak(s.type, s.topic, OUT)
-            for s in self.contract.cameras
-            if s.type == "sensor_msgs/msg/Image"
-        }
+        self.cameras = {s.camera: self.speak(s.type, s.topic, OUT) for s in self.contract.cameras}
         self.states = [self.speak(s.type, s.topic, OUT) for s in self.contract.states]
         task = self.contract.task
         self.task = None if task is None else self.speak(task.type, task.topic, LATCHED)
