@@ -293,7 +293,8 @@ class Trainer:
         return self.cache.batch(index)
 
     def _frozen(self, images: Tensor) -> Tensor:
-        return self.model.vision_features(images.to(self.device)).cpu()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.args.bf16):
+            return self.model.vision_features(images.to(self.device)).float().cpu()
 
     def tower_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The first steps: the tower alone learns what patches show, many times cheaper."""
