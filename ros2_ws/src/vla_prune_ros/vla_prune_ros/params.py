@@ -123,7 +123,6 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
             60000.0,
             live=True,
         ),
-        Parameter("publish_scores", "bool", False, "Also send TokenScores in the fused form."),
         Parameter("time_stages", "bool", False, "Measure stage times; waits for the device."),
         _CLOCK_RATE,
     ),

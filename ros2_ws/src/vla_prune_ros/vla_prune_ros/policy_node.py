@@ -40,9 +40,8 @@ class PolicyNode(ManagedNode):
         contract = self.loop.contract if self.split else self.loop.senses.contract
         self.wake = self.worker(self.turn, WATCH_S)
         self.chunks = self.speak("vla_prune_msgs/msg/ActionChunk", "action_chunk")
-        if self.split or values["publish_scores"]:
-            self.scores = self.speak("vla_prune_msgs/msg/TokenScores", "token_scores")
         if self.split:
+            self.scores = self.speak("vla_prune_msgs/msg/TokenScores", "token_scores")
             kind = "vla_prune_msgs/msg/VisualTokens"
             self.listen(kind, "visual_tokens", SENSOR_IN, self.on_tokens)
             self.listen(STATUS, "pruner_node/status", OUT, self.on_status)
