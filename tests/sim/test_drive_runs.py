@@ -12,7 +12,7 @@ from vla_prune_sim import rollout, table
 from vla_prune_sim.drive import make_world
 from vla_prune_sim.drive.env import FRONT, DriveEnv
 from vla_prune_sim.drive.load import count_scenes
-from vla_prune_sim.drive.score import BESIDE, PARTS
+from vla_prune_sim.drive.score import BESIDE, ENDS, PARTS
 from vla_prune_sim.drive.vector import vector_env
 from vla_prune_sim.drive.world import DriveWorld
 from vla_prune_sim.drive.write_nuscenes import write_root
@@ -70,7 +70,7 @@ def test_one_config_drives_every_kind_of_root(roots, tmp_path, caplog, kind, ass
     assert [name.startswith(assets) for name in document["assets"]] == [True]
     assert not any("error" in result for result in results)
     for row in document["rows"]:
-        told = {*PARTS, *BESIDE, "keep_ratio", "episodes", "diff", "diff_ci"}
+        told = {*PARTS, *BESIDE, *ENDS, "keep_ratio", "episodes", "diff", "diff_ci"}
         assert told <= set(row)
         assert row["episodes"] == scenes
         assert all(0.0 <= row[part] <= 1.0 for part in PARTS)
@@ -81,7 +81,7 @@ def test_one_config_drives_every_kind_of_root(roots, tmp_path, caplog, kind, ass
     difference, low, high = by_name["stop"]["parts_diff"]["ep"]
     assert difference == pytest.approx(by_name["stop"]["ep"] - by_name["dense"]["ep"])
     assert low <= difference <= high
-    parts = set(PARTS) - {"score"} | (set() if kind == "synthetic" else {"on_lanes"})
+    parts = {*PARTS, *ENDS} - {"score"} | (set() if kind == "synthetic" else {"on_lanes"})
     assert set(by_name["stop"]["parts_diff"]) == parts
 
 
