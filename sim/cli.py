@@ -69,7 +69,8 @@ def run(
         return
     document = table.make(run_config, results)
     short = realtime_table.short if run_config.realtime else table.short
-    out.print(report.table(run_config.results, *short(document["rows"])))
+    rows, shown = short(document["rows"])
+    out.print(*report.tables(run_config.results, rows, shown, out.width, lead=2), sep="\n")
     for result in [r for r in results if "error" in r][:ERRORS]:
         err.print(f"{result['key']}: {result['error']}", highlight=False, markup=False)
     emit(document, as_json)
@@ -96,7 +97,8 @@ def demo(
         )
     document["note"] = note
     if "rows" in document:
-        out.print(report.table(f"closed loop: {world}", *table.short(document["rows"])))
+        rows, shown = table.short(document["rows"])
+        out.print(*report.tables(f"closed loop: {world}", rows, shown, out.width, 2), sep="\n")
     stages = [
         {"recipe": row["recipe"], "keep_ratio": row["keep_ratio"], "ms": row["median_ms"]}
         | {name: row["stages_ms"].get(name) for name in demonstration.STAGES}

@@ -1,10 +1,12 @@
 """Intervals and tables against numbers worked out by hand."""
 
+import io
 import json
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from vla_prune import report
 from vla_prune.errors import ConfigError, MissingError
@@ -109,3 +111,17 @@ def test_provenance_names_the_program_that_ran(monkeypatch: pytest.MonkeyPatch) 
     told = report.provenance(3, "python -m some.module")
     assert told["command"] == "python -m some.module --policy 'my policy'"
     assert told["seed"] == 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_a_wide_table_is_broken_into_tables_that_fit(width) -> None:
+    columns = ["name", *(f"part_{n}" for n in range(12))]
+    rows = [dict.fromkeys(columns, 0.123) | {"name": name} for name in ("dense", "dual_level")]
+    console = Console(width=width, record=True, file=io.StringIO())
+    made = report.tables("a table", rows, columns, width)
+    console.print(*made, sep="\n")
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("dual_level") == len(made)
+    assert [c for t in made for c in [column.header for column in t.columns][1:]] == columns[1:]
+    assert (len(made) == 1) == (width == 200)

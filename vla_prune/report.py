@@ -139,6 +139,41 @@ def table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
     return made
 
 
+def tables(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    width: int,
+    lead: int = 1,
+) -> list[Table]:
+    """The same rows as tables below each other, so that no number is cut off.
+
+    Args:
+        title: of the first.
+        rows: of all of them.
+        columns: in order; as many a table as fit.
+        width: characters of a line.
+        lead: how many columns stand in each table, because they name the row.
+    """
+
+    def wide(column: str) -> int:
+        return max(len(column), *(len(cell(row.get(column))) for row in rows)) + len(" | ")
+
+    named, groups = list(columns[:lead]), [[]]
+    room = width - 1 - sum(map(wide, named))
+    left = room
+    for column in columns[lead:]:
+        left -= wide(column)
+        if left < 0 and groups[-1]:
+            groups.append([])
+            left = room - wide(column)
+        groups[-1].append(column)
+    return [
+        table(title if number == 0 else "", rows, [*named, *group])
+        for number, group in enumerate(groups)
+    ]
+
+
 def cell(value: Any) -> str:
     """One value as text."""
     if value is None:
