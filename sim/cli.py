@@ -98,7 +98,9 @@ def demo(
     document["note"] = note
     if "rows" in document:
         rows, shown = table.short(document["rows"])
-        out.print(*report.tables(f"closed loop: {world}", rows, shown, out.width, 2), sep="\n")
+        out.print(
+            *report.tables(f"closed loop: {world}", rows, shown, out.width, lead=2), sep="\n"
+        )
     stages = [
         {"recipe": row["recipe"], "keep_ratio": row["keep_ratio"], "ms": row["median_ms"]}
         | {name: row["stages_ms"].get(name) for name in demonstration.STAGES}

@@ -49,10 +49,9 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
             the drive strayed from its log or was run into, by then.
     """
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
-    ends = (simulation.ended != "time", simulation.ended == "off_route")
-    return {name: parts[name] for name in (*PARTS, *BESIDE)} | dict(
-        zip(ENDS, map(float, ends), strict=True)
-    )
+    parts["cut"] = float(simulation.ended != "time")
+    parts["off_route"] = float(simulation.ended == "off_route")
+    return {name: parts[name] for name in (*PARTS, *BESIDE, *ENDS)}
 
 
 def blameless(simulation: Simulation) -> bool:

@@ -93,7 +93,8 @@ def _dropout(settings: Mapping[str, Any]) -> str:
     but = f", patches that show {' or '.join(spared)} spared" if spared else ""
     tail = settings["dense_tail"]
     end = f", all in the last {tail:.0%} of the steps" if tail else ""
-    places = [f"layer {layer}" if layer else "the decoder" for layer in settings["drop_layer"]]
+    layers = sorted(set(settings["drop_layer"]))
+    places = [f"layer {layer}" if layer else "the decoder" for layer in layers]
     where = " or ".join(places)
     return f"a random share ({shares}) of the visual tokens pass {where} while training{but}{end}"
 
@@ -107,7 +108,8 @@ def _drawn(settings: Mapping[str, Any]) -> str:
     if (quantile := settings.get("quantile", 0.5)) != 0.5:
         told.append(f"the way ahead learned at its quantile {quantile:g}, which is careful")
     if settings.get("freeze_tower"):
-        told.append("the image tower frozen in the last part")
+        last = "" if settings.get("start_from") else " in the last part"
+        told.append(f"the image tower frozen{last}")
     return "; ".join(told)
 
 

@@ -71,20 +71,23 @@ class Pair:
         self.policy.pace.rate_hz = 1000.0
         self.path = path
 
-    def policy_turn(self) -> tuple[dict, dict]:
-        """One observation through both halves: fields of the chunk, and of scores not sent yet."""
+    def tokens(self) -> dict:
+        """The pruner's half of a new observation: fields of the tokens, not sent yet."""
         self.clock.advance(1 / 30)
         self.robot.sense(skip=("joint_states",))
+        return self.pruner.turn()
+
+    def policy_turn(self) -> tuple[dict, dict]:
+        """One observation through both halves: fields of the chunk, and of scores not sent yet."""
+        fields = self.tokens()
         self.policy.put_state(self.policy.contract.states[0], joints(self.clock.now()))
-        assert self.policy.put_tokens(wired(TOKENS, self.pruner.turn())[0]) == ""
+        assert self.policy.put_tokens(wired(TOKENS, fields)[0]) == ""
         return self.policy.turn()
 
     def turn(self) -> tuple[object, int]:
         """One observation through both halves: the chunk message, and the bytes between them."""
-        self.clock.advance(1 / 30)
-        self.robot.sense(skip=("joint_states",))
+        message, size = wired(TOKENS, self.tokens())
         self.policy.put_state(self.policy.contract.states[0], joints(self.clock.now()))
-        message, size = wired(TOKENS, self.pruner.turn())
         assert self.policy.put_tokens(message) == ""
         chunk, scores = self.policy.turn()
         assert self.pruner.put_scores(wired(SCORES, scores)[0]) == ""
@@ -122,9 +125,7 @@ def test_a_quarter_of_the_tokens_takes_a_third_of_the_bytes_at_most(tmp_path: Pa
 def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     with ExitStack() as stack:
         pair = Pair(stack, tmp_path)
-        pair.clock.advance(1 / 30)
-        pair.robot.sense(skip=("joint_states",))
-        fields = pair.pruner.turn() | {"recipe_hash": "another"}
+        fields = pair.tokens() | {"recipe_hash": "another"}
         refused = pair.policy.put_tokens(wired(TOKENS, fields)[0])
         assert "made with recipe another" in refused
         assert pair.policy.turn() is None
@@ -135,9 +136,7 @@ def test_tokens_for_a_decoder_of_another_width_hold_and_the_next_ones_run(tmp_pa
     with ExitStack() as stack:
         pair = Pair(stack, tmp_path)
         pair.turn()
-        pair.clock.advance(1 / 30)
-        pair.robot.sense(skip=("joint_states",))
-        fields = pair.pruner.turn()
+        fields = pair.tokens()
         wide = {"dim": 2 * fields["dim"], "features": fields["features"] * 2}
         refused = pair.policy.put_tokens(wired(TOKENS, fields | wide)[0])
         assert (

@@ -16,28 +16,17 @@ from vla_prune_sim.drive.load import open_world
 from vla_prune_sim.drive.make_world import make_root
 from vla_prune_sim.drive.world import DriveWorld, steps_of
 
+from tests.models import tiny
 from vla_prune.errors import ConfigError, MissingError, ShapeError
 
 pytest.importorskip("nuscenes")
 
-POLICY = """# x
-# y
-adapter: openvla
-weights: random
-config:
-  towers:
-    - {kind: conv, image_size: 16, patch_size: 4, hidden_size: 16, layers: 0, strides: [2, 2]}
-  llm: {vocab_size: 64, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 4,
-        num_attention_heads: 2}
-  views: [CAM_FRONT_LEFT, CAM_FRONT, CAM_FRONT_RIGHT]
-  form: oft
-  action_dim: 2
-  chunk: 6
-  slots_per_step: 1
-  proprio_dim: 10
-dt_s: 0.5
-device: cpu
-"""
+POLICY = (
+    tiny.POLICY.replace("[image]", "[CAM_FRONT_LEFT, CAM_FRONT, CAM_FRONT_RIGHT]").replace(
+        "chunk: 2\n", "chunk: 6\n  action_dim: 2\n  proprio_dim: 10\n"
+    )
+    + "dt_s: 0.5\n"
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, Protocol
 
-import numpy as np
-
 from vla_prune.errors import ConfigError, VlaPruneError
 from vla_prune.runtime.clock import Clock, ClockWatch
 from vla_prune.runtime.deadline import DeadlineMonitor
@@ -310,18 +308,9 @@ class PolicyLoop:
         if sight.origin.episode_id != health.episode_id:
             health.refuses("a chunk of the episode before the reset was thrown away.")
             return None
-        if not np.isfinite(chunk.actions).all():
-            reason = "the policy's actions are not finite; they are not sent."
-            health.refuses(reason)
-            health.holds(reason)
+        if not health.acts(chunk, self.clock):
             return None
         self.senses.tick += 1
-        health.kept = {site: len(index) for site, index in chunk.kept.items()}
-        health.stage_ms = chunk.stage_ms
-        health.age_s = self.clock.now() - chunk.stamp_s
-        health.notes.extend(chunk.notes)
-        health.rate.count(self.clock.steady())
-        health.runs()
         grids = [
             Grid(g.name, g.rows, g.cols, sight.stamps_s.get(g.name, chunk.stamp_s))
             for g in self.grids

@@ -11,8 +11,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
+from vla_prune.runtime.clock import Clock
 from vla_prune.runtime.deadline import DeadlineMonitor
 from vla_prune.runtime.slot import Drops
+from vla_prune.types import ActionChunk
 from vla_prune_ros.stamps import header_fields
 
 OK, WARN, ERROR, STALE = range(4)
@@ -117,6 +121,24 @@ class Health:
         """An input that is not acted on."""
         self.refused += 1
         self.last_refused = reason
+
+    def acts(self, chunk: ActionChunk, clock: Clock) -> bool:
+        """Whether a policy's chunk may be sent; if so, it is told as this node's last output.
+
+        Actions that are not finite are refused, and the machine holds.
+        """
+        if not np.isfinite(chunk.actions).all():
+            reason = "the policy's actions are not finite; they are not sent."
+            self.refuses(reason)
+            self.holds(reason)
+            return False
+        self.kept = {site: len(index) for site, index in chunk.kept.items()}
+        self.stage_ms = chunk.stage_ms
+        self.age_s = clock.now() - chunk.stamp_s
+        self.notes.extend(chunk.notes)
+        self.rate.count(clock.steady())
+        self.runs()
+        return True
 
     def message(self, now: float, steady: float) -> dict[str, Any]:
         """The fields of a ``PruneStatus``."""

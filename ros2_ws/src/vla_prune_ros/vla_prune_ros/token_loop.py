@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vla_prune.errors import VlaPruneError
 from vla_prune.runtime.clock import Clock, ClockWatch
 from vla_prune.runtime.slot import NewestSlot
@@ -241,22 +239,13 @@ class TokenPolicyLoop:
         if state is not self.state:
             health.refuses("a chunk from before the reset was thrown away.")
             return None
-        if not np.isfinite(chunk.actions).all():
-            reason = "the policy's actions are not finite; they are not sent."
-            health.refuses(reason)
-            health.holds(reason)
+        if not health.acts(chunk, self.clock):
             return None
         return self._told(tokens, chunk, scores)
 
     def _told(
         self, tokens: Tokens, chunk: ActionChunk, scores: Scores | None
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        health = self.health
-        health.kept = {site: len(index) for site, index in chunk.kept.items()}
-        health.age_s = self.clock.now() - chunk.stamp_s
-        health.notes.extend(chunk.notes)
-        health.rate.count(self.clock.steady())
-        health.runs()
         told = pack_chunk(
             chunk,
             tokens.origin,
