@@ -33,7 +33,10 @@ def generate_launch_description() -> LaunchDescription:
             "policy": ("pocket_drive", "Policy config: a file, or a name."),
             "params": (share("config", "pocket_drive.yaml"), "Parameter file."),
             "world": ("vla_prune_sim.drive.world:DriveWorld", "module:Class of a world."),
-            "options": ("{square: 144, plan_steps: 1}", "Its arguments, as YAML."),
+            "options": (
+                "{image_size: [256, 144], square: 144, plan_steps: 1}",
+                "Its arguments, as YAML.",
+            ),
             "suite": ("drive", "Suite of tasks."),
             "task": ("0", "Task, or scene."),
             "driver": ("", "A reference driver moves the world; commands do not."),
