@@ -31,7 +31,7 @@ from vla_prune_sim.drive.load_shots import (
 )
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import EXTRA, TABLES, VERSION
-from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
+from vla_prune_sim.drive.sampling import check_size, resample, settled, speed_along, stack_tracks
 from vla_prune_sim.drive.scene import (
     CAMERAS,
     STEP_S,
@@ -273,8 +273,10 @@ def _tracks(tables: Any, scene: str, samples: list[dict], at_us: np.ndarray) -> 
         width, length, height = np.median([box["size"] for _, box in boxes], axis=0)
         heights = [box["translation"][2] for _, box in boxes]
         finite(scene, f"instance {token}", poses)
-        moves.append(resample(np.array([time for time, _ in boxes]), poses, at_us / 1e6))
-        categories.append(boxes[0][1]["category_name"])
+        category = boxes[0][1]["category_name"]
+        times = np.array([time for time, _ in boxes])
+        moves.append(resample(times, settled(category, poses), at_us / 1e6))
+        categories.append(category)
         size.append((length, width, height))
         check_size(scene, f"instance {token}", size[-1])
         z.append(np.median(heights))

@@ -31,7 +31,7 @@ from vla_prune_sim.drive.load_map import cut_area, window_around
 from vla_prune_sim.drive.load_nuscenes import OFF_LANES, bare_scenery
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.nuscenes_format import CATEGORIES
-from vla_prune_sim.drive.sampling import check_size, resample, speed_along, stack_tracks
+from vla_prune_sim.drive.sampling import check_size, resample, settled, speed_along, stack_tracks
 from vla_prune_sim.drive.scene import PRIMED, STEP_S, Lane, RoadMap, Scene, Tracks
 
 from vla_prune.errors import ConfigError, MissingError, ShapeError
@@ -259,7 +259,7 @@ def _tracks(path: Path, tracks: dict[str, Any], ego_id: str, steps: int) -> Trac
         size.append(tuple(float(np.median(side[keys])) for side in sides))
         check_size(str(path), f"track {token}", size[-1])
         z.append(size[-1][2] / 2)
-        moves.append(resample(at[keys], poses[keys], at))
+        moves.append(resample(at[keys], settled(category, poses[keys]), at))
     return stack_tracks(tuple(tokens), categories, size, z, moves, steps)
 
 

@@ -8,6 +8,9 @@ from vla_prune_sim.drive.scene import STEP_S, Tracks
 
 from vla_prune.errors import ShapeError
 
+SETTLED_M = 1.0  # a vehicle or thing whose boxes never get this far stands
+ALIVE = ("human.", "animal")
+
 
 def speed_along(poses: np.ndarray, step_s: float = STEP_S) -> np.ndarray:
     """``[..., T]`` m/s along the heading by central differences of poses ``[..., T, 3]``."""
@@ -40,6 +43,19 @@ def resample(
         speed = np.interp(at, times, along)
     pose[:, 2] = wrap(pose[:, 2])
     return pose, speed, (at >= times[0] - 1e-3) & (at <= times[-1] + 1e-3)
+
+
+def settled(category: str, poses: np.ndarray) -> np.ndarray:
+    """Boxes ``[K, 3]`` of who stands, all at their median; those of all others as they are.
+
+    Annotators draw a parked car anew in every keyframe, some centimetres off, which would read as
+    a car that shuffles at walking pace. People sway; they stay as they are.
+    """
+    if category.startswith(ALIVE) or np.linalg.norm(np.ptp(poses[:, :2], axis=0)) > SETTLED_M:
+        return poses
+    heading = np.median(np.unwrap(poses[:, 2]))
+    still = np.append(np.median(poses[:, :2], axis=0), wrap(heading))
+    return np.broadcast_to(still, poses.shape)
 
 
 def check_size(scene: str, who: str, size: tuple[float, float, float]) -> None:

@@ -19,7 +19,7 @@ from vla_prune_sim.drive.load_nuscenes import load_root, load_scene, read_image
 from vla_prune_sim.drive.make_world import Painter, between
 from vla_prune_sim.drive.matching import find_route
 from vla_prune_sim.drive.render import Renderer
-from vla_prune_sim.drive.sampling import resample
+from vla_prune_sim.drive.sampling import resample, settled
 from vla_prune_sim.drive.scene import CAMERAS
 from vla_prune_sim.drive.simulation import Simulation
 from vla_prune_sim.drive.write_nuscenes import write_root
@@ -33,6 +33,7 @@ SIZE = (80, 45)
 POSE_M, HEADING_RAD, SPEED_MPS = 0.02, 0.02, 0.1  # of the ego: 12 Hz poses read at 10 Hz
 TRACK_M, TRACK_RAD, TRACK_MPS = 0.15, 0.06, 0.6  # of the others: 2 Hz boxes in a 15 m bend
 LANE_M, AREA_M2 = 0.02, 0.5
+WALKER = "human.pedestrian.adult"
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,25 @@ def test_a_route_is_found_where_nobody_wrote_it_down(real):
     assert np.abs(off).max() < 0.05
     assert begin[0] == pytest.approx(30, abs=0.1)
     assert path.length - begin[-1] == pytest.approx(80, abs=0.1)
+
+
+def test_a_parked_truck_does_not_shuffle(real, tmp_path):
+    out = tmp_path / "jittered"
+    shutil.copytree(real, out, copy_function=os.link)
+    file = out / "v1.0-mini" / "sample_annotation.json"
+    boxes = json.loads(file.read_text())
+    rng = np.random.default_rng(0)
+    for box in boxes:
+        box["translation"][:2] = (
+            np.array(box["translation"][:2]) + rng.normal(0, 0.1, 2)
+        ).tolist()
+    file.unlink()  # a link to the root that other tests read
+    file.write_text(json.dumps(boxes))
+    tracks = load_scene(out, "a").tracks
+    truck, walker = (tracks.categories.index(f) for f in ("vehicle.truck", WALKER))
+    assert np.ptp(tracks.pose[truck], axis=0).max() == tracks.speed[truck].max() == 0
+    assert tracks.speed[walker].min() > 0.5, "who walks goes on walking"
+    assert np.ptp(settled(WALKER, tracks.pose[walker, :3]), axis=0).max() > 0, "people may sway"
 
 
 def test_off_the_lanes_the_route_is_the_logs_own_path(real):
