@@ -77,9 +77,9 @@ class Stop:
     """Brakes comfortably and stands."""
 
     def plan(self, now: Situation) -> np.ndarray:
-        """A stop at 3 m/s^2."""
-        time = np.minimum(PLAN_TIMES, now.body.speed / 3.0)
-        return np.stack([now.body.speed * time - 1.5 * time**2, np.zeros(PLAN_POINTS)], axis=-1)
+        """A stop at 2 m/s^2."""
+        time = np.minimum(PLAN_TIMES, now.body.speed / 2.0)
+        return np.stack([now.body.speed * time - time**2, np.zeros(PLAN_POINTS)], axis=-1)
 
 
 class RuleExpert:

@@ -11,8 +11,9 @@ from vla_prune_sim.metrics.ground import Ground
 # Factors and terms of the score; what is in metres, seconds and m/s stands beside it.
 PARTS = ("score", "gate", "nc", "dac", "ddc", "ttc", "ep", "comfort")
 BESIDE = ("progress_m", "off_road_m", "ttc_s", "collision_s", "collision_ego_mps")
-# Whether the drive ended before its time, and whether that was for leaving the route.
-ENDS = ("cut", "off_route")
+# Whether the drive ended before its time; whether for leaving the route, or by a contact that was
+# not its fault.
+ENDS = ("cut", "off_route", "blameless")
 
 
 def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
@@ -40,8 +41,9 @@ def as_drive(simulation: Simulation, feasible_m: float) -> closed_loop.Drive:
 def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
     """The PDMS-form score of a drive, first, its parts, and what stands beside them.
 
-    None where there was none: no collision at fault, or no time to one below the bound. ``cut``
-    and ``off_route`` are 0 or 1: a drive that left its route loses progress alone, so it is told.
+    None where there was none: no collision at fault, or no time to one below the bound. `ENDS` are
+    0 or 1: a drive that left its route loses progress alone, and one that was run into is measured
+    by what could be made until then, so both are told.
 
     Args:
         simulation: a drive that is over.
@@ -51,6 +53,7 @@ def score(simulation: Simulation, feasible_m: float) -> dict[str, float | None]:
     parts = closed_loop.score(as_drive(simulation, feasible_m), _ground(simulation.scene.map))
     parts["cut"] = float(simulation.ended != "time")
     parts["off_route"] = float(simulation.ended == "off_route")
+    parts["blameless"] = float(blameless(simulation))
     return {name: parts[name] for name in (*PARTS, *BESIDE, *ENDS)}
 
 
@@ -61,7 +64,9 @@ def blameless(simulation: Simulation) -> bool:
     driven = as_drive(simulation, 0.0)
     lane = _ground(simulation.scene.map).in_lane(driven.ego)
     found = closed_loop.hits(driven, lane, closed_loop.first_contacts(driven))
-    return not any(hit.at_fault for hit in found)
+    # Each track counts once: what was touched before and is hit again does not clear the ego.
+    fresh = any(hit.step == len(driven.ego) - 1 for hit in found)
+    return fresh and not any(hit.at_fault for hit in found)
 
 
 def feasible_m(expert: Simulation, step: int | None = None) -> float:

@@ -82,12 +82,13 @@ class Tracker:
 
     HORIZON_S = 0.8  # when the car shall be where the plan is then
     AHEAD_S, AHEAD_M = 0.7, (3.0, 14.0)  # the point that is steered at
-    # How fast the pedals move, m/s^3: gently, unless a plan brakes hard.
-    JERK, HARD_JERK, HARD_MPS2 = 3.0, 20.0, -2.8
+    # How fast the pedals move, down and up, m/s^3: gently, unless a plan itself brakes hard. To
+    # catch up with the pedals' own lag is no such plan.
+    JERK, HARD_JERK, HARD_MPS2 = (-4.0, 3.0), (-20.0, 20.0), -2.8
 
     def __init__(self) -> None:
         self._path: Polyline | None = None
-        self._time = 0.0
+        self._time, self._hard = 0.0, False
 
     def take(self, plan: np.ndarray, body: Body, age_s: float = 0.0) -> None:
         """Follow ``plan``, made at ``body`` that long ago, from now on."""
@@ -96,6 +97,7 @@ class Tracker:
         step = np.linalg.norm(np.diff(points, axis=0), axis=1)
         self._way = np.concatenate([[0.0], np.cumsum(step)])
         self._time = age_s
+        self._hard = self._needed(body, self._wanted(age_s), age_s) < self.HARD_MPS2
         # A plan to stand still has no direction.
         self._path = Polyline(points) if self._way[-1] > 0.3 else None
 
@@ -105,20 +107,22 @@ class Tracker:
         if self._path is None:
             return self._gently(-2.0 * body.speed - 0.5, body), body.steer
         along, _ = self._path.project(body.pose[:2])
-        wanted = self._wanted(now + self.HORIZON_S)
-        span = self.HORIZON_S
-        accel = 2.0 * (wanted - float(along) - body.speed * span) / span**2
+        accel = self._needed(body, float(along), now)
         ahead = float(np.clip(body.speed * self.AHEAD_S, *self.AHEAD_M))
         target = self._path.pose(along + ahead)[:2]
         x, y = to_local(target[None], body.pose)[0]
         steer = float(np.arctan(2.0 * EGO_WHEELBASE * y / max(x * x + y * y, 1.0)))
         return self._gently(accel, body), steer
 
+    def _needed(self, body: Body, along: float, now: float) -> float:
+        """The acceleration that brings the car where the plan is `HORIZON_S` later."""
+        span = self.HORIZON_S
+        return 2.0 * (self._wanted(now + span) - along - body.speed * span) / span**2
+
     def _gently(self, accel: float, body: Body) -> float:
         """The acceleration as far as the pedals get in a step, through their lag."""
-        jerk = self.HARD_JERK if accel < self.HARD_MPS2 else self.JERK
-        most = jerk * 2 * STEP_S
-        return float(np.clip(accel, body.accel - most, body.accel + most))
+        most = 2 * STEP_S * np.array(self.HARD_JERK if self._hard else self.JERK)
+        return float(np.clip(accel, *(body.accel + most)))
 
     def _wanted(self, time: float) -> float:
         """Way along the plan at a time; at its last speed beyond its end."""

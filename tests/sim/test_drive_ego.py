@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from vla_prune_sim.drive import drivers
 from vla_prune_sim.drive.geometry import Polyline, corners, overlap
-from vla_prune_sim.drive.scene import EGO_LENGTH, STEP_S, Scene, Tracks, ego_centre
+from vla_prune_sim.drive.scene import EGO_CENTRE, EGO_LENGTH, STEP_S, Scene, Tracks, ego_centre
 from vla_prune_sim.drive.score import blameless, feasible_m, score
 from vla_prune_sim.drive.simulation import PRIMED, Simulation, command, drive, touching
 from vla_prune_sim.drive.town import make_scene
 from vla_prune_sim.drive.traffic import Traffic
-from vla_prune_sim.drive.vehicle import Body, Limits, Tracker, move
+from vla_prune_sim.drive.vehicle import PLAN_DT_S, Body, Limits, Tracker, move
+from vla_prune_sim.metrics.comfort import comfort, comfort_terms
 from vla_prune_sim.train.drive_demos import TEACHER
 
 from vla_prune.errors import ConfigError
@@ -89,6 +90,24 @@ class TestBody:
         for _ in range(30):
             body = move(body, *tracker.command(body), Limits())
         assert body.pose[:2] == pytest.approx(plan[-1], abs=0.6)
+
+    @pytest.mark.parametrize("speed", [5.0, 8.0, 12.0])
+    @pytest.mark.parametrize("brakes", [1.5, 2.0, 2.4])
+    def test_a_plan_that_brakes_gently_is_followed_gently(self, speed: float, brakes: float):
+        body, tracker = Body(np.zeros(3), speed=speed), Tracker()
+        driven = [body]
+        for _ in range(20):
+            time = np.minimum(PLAN_DT_S * np.arange(1, 7), body.speed / brakes)
+            way = body.speed * time - brakes / 2 * time**2
+            tracker.take(np.stack([way, 0 * way], axis=-1), body)
+            for _ in range(5):
+                body = move(body, *tracker.command(body), Limits())
+                driven.append(body)
+        terms = comfort_terms(
+            np.stack([b.pose for b in driven]), np.array([b.speed for b in driven])
+        )
+        assert comfort(terms) == 1.0
+        assert body.speed == 0.0
 
     def test_a_plan_to_stand_is_obeyed(self):
         body, tracker = Body(np.zeros(3), speed=3.0), Tracker()
@@ -277,7 +296,7 @@ class TestSimulation:
             simulation.advance(np.stack([np.arange(1, 7) * 4.0, np.arange(1, 7) * 2.0], -1))
         assert simulation.ended == "off_route"
         told = score(simulation, 100.0)
-        assert (told["cut"], told["off_route"]) == (1.0, 1.0)
+        assert (told["cut"], told["off_route"], told["blameless"]) == (1.0, 1.0, 0.0)
         behind = straight(town, tracks(("vehicle.car", line(-30.0, 0.0, 14.0))), speed=4.0)
         stood = drive(behind, drivers.make("stop"), "log")
         assert stood.ended == "time"
@@ -291,6 +310,10 @@ class TestSimulation:
         assert simulation.ended == "collision"
         assert score(simulation, 100.0)["nc"] == 0.5
 
+    def test_the_driver_who_stops_does_so_in_comfort(self, town: Scene):
+        stood = drive(straight(town, tracks(FAR)), drivers.make("stop"), "log")
+        assert score(stood, 100.0)["comfort"] == 1.0
+
     def test_who_stands_and_is_walked_into_drives_no_better_for_it(self, town: Scene):
         scene = straight(town, tracks(FAR))
         stood = drive(scene, drivers.make("stop"), "log").record.bodies[-1].pose[:2]
@@ -303,6 +326,22 @@ class TestSimulation:
         ]
         assert np.any(touched)
         assert simulation.ended == "time"
+        assert not blameless(simulation)
+
+    def test_who_was_met_before_and_is_run_over_later_clears_nobody(self, town: Scene):
+        scene = straight(town, tracks(FAR))
+        stood = drive(scene, drivers.make("stop"), "log").record.bodies[-1].pose[:2]
+        front = stood[0] + EGO_CENTRE + EGO_LENGTH / 2
+        stand = line(front + 0.1, stood[1], 0.0)
+        stand[: PRIMED + 50, 0] = stand[PRIMED + 55 :, 0] = front + 5.0  # there, here, there
+        met = straight(town, tracks(("human.pedestrian.adult", stand), size=(0.6, 0.6, 1.7)))
+        simulation, stop = Simulation(met, "log"), drivers.make("stop")
+        while simulation.step_index < PRIMED + 70:
+            simulation.advance(stop.plan(simulation.situation()), 5)
+        assert not simulation.over
+        while not simulation.over:
+            simulation.advance(np.stack([np.arange(1, 7) * 4.0, np.zeros(6)], -1))
+        assert simulation.ended == "collision"
         assert not blameless(simulation)
 
     def test_nobody_drove_into_what_is_touched_at_the_hand_over(self, town: Scene):
@@ -327,6 +366,7 @@ class TestSimulation:
         parts = score(struck, feasible_m(gone, struck.step_index))
         assert blameless(struck) == (parts["nc"] == 1.0)
         assert blameless(struck)
+        assert (parts["cut"], parts["blameless"]) == (1.0, 1.0)
         assert parts["ep"] > 0.9
         assert score(struck, feasible_m(gone))["ep"] < 0.5
 
