@@ -243,6 +243,21 @@ def test_a_chunk_of_the_episode_before_a_reset_is_thrown_away() -> None:
         assert (made["episode_id"], made["tick"]) == ("second", 0)
 
 
+def test_an_activation_begins_without_what_was_remembered_before() -> None:
+    with fused(keep=(0.25,)) as (loop, robot, clock):
+        robot.sense()
+        first = loop.turn()
+        robot.sense()  # comes while the node is being deactivated
+        loop.begin()
+        assert (loop.state.tick, loop.state.history) == (0, {})
+        clock.advance(PERIOD_S)
+        assert loop.turn() is None, "pictures of before are not acted on"
+        robot.sense()
+        made = loop.turn()
+        assert made["tick"] == 0
+        assert made["episode_id"] != first["episode_id"]
+
+
 def test_no_episode_has_the_name_of_one_before() -> None:
     with fused(keep=(0.25,)) as (loop, _, _):
         names = [loop.senses.reset(name) for name in ("a", "b", "a", "a", "")]

@@ -176,6 +176,20 @@ def test_a_new_episode_of_the_pruner_clears_the_policys_history(tmp_path: Path) 
         assert pair.policy.state.tick == 1
 
 
+def test_an_activation_of_either_half_begins_without_a_history(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pair = Pair(stack, tmp_path)
+        first, _ = pair.turn()
+        pair.policy.begin()
+        assert pair.policy.state.tick == 0
+        second, _ = pair.turn()
+        assert second.episode_id == first.episode_id, "the episode is the pruner's"
+        pair.pruner.begin()
+        third, _ = pair.turn()
+        assert third.episode_id != first.episode_id
+        assert (third.tick, pair.policy.state.tick) == (0, 1)
+
+
 def test_stale_tokens_are_not_acted_on(tmp_path: Path) -> None:
     with ExitStack() as stack:
         pair = Pair(stack, tmp_path)

@@ -99,10 +99,13 @@ def test_a_node_can_be_deactivated_at_any_moment_of_its_work() -> None:
         chunks = robot.hear(CHUNK, "action_chunk")
         assert robot.change("policy_node", "configure")
         robot.start()
+        episodes = set()
         for pause in (0.0, 0.003, 0.007, 0.011, 0.017, 0.023, 0.029):
             assert robot.change("policy_node", "activate")
             chunks.clear()
             until(lambda: chunks, "a chunk")
+            assert chunks[0].episode_id not in episodes, "each activation is an episode"
+            episodes.add(chunks[0].episode_id)
             time.sleep(pause)
             assert robot.change("policy_node", "deactivate")
             assert robot.state("policy_node") == "inactive"

@@ -235,6 +235,10 @@ class PolicyLoop:
         self.pilot = pilot
         self.set_deadline(0.0)
 
+    def begin(self) -> None:
+        """At every activation: what was seen and remembered before is of another episode."""
+        self.senses.reset()
+
     def set_budget(self, keep_ratio: float) -> float:
         """From the next call on; returns what is in force. Raises as :meth:`Buckets.ask` does."""
         self.health.keep_ratio = self.buckets.ask(keep_ratio)

@@ -38,6 +38,7 @@ class PolicyNode(ManagedNode):
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
         contract = self.loop.contract if self.split else self.loop.senses.contract
+        self.loop.begin()
         self.wake = self.worker(self.turn, WATCH_S)
         self.chunks = self.speak("vla_prune_msgs/msg/ActionChunk", "action_chunk")
         if self.split:

@@ -27,6 +27,7 @@ class PrunerNode(ManagedNode):
 
     def activate(self, values: Mapping[str, Any]) -> None:
         """Open the topics of the contract."""
+        self.loop.begin()
         self.wake = self.worker(self.turn, WATCH_S)
         self.tokens = self.speak("vla_prune_msgs/msg/VisualTokens", "visual_tokens")
         kind = "vla_prune_msgs/msg/TokenScores"

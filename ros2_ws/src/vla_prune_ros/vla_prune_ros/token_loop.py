@@ -50,6 +50,10 @@ class PrunerLoop:
         senses.on_reset = self._forget
         self._forget()
 
+    def begin(self) -> None:
+        """At every activation: what was seen and remembered before is of another episode."""
+        self.senses.reset()
+
     def set_budget(self, keep_ratio: float) -> float:
         """From the next observation on; returns what is in force."""
         self.health.keep_ratio = self.buckets.ask(keep_ratio)
@@ -161,6 +165,10 @@ class TokenPolicyLoop:
         health.drops = {"visual tokens": self.slot.drops}
         health.tokens = side.adapter.layout.total
         health.keep_ratio = buckets.keep[buckets.index]
+
+    def begin(self) -> None:
+        """At every activation: what came and was remembered before is forgotten."""
+        self.reset()
 
     def set_budget(self, keep_ratio: float) -> float:
         """From the next call on; returns what is in force."""
