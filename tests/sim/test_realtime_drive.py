@@ -136,7 +136,8 @@ def test_each_tenth_of_a_second_of_latency_is_eight_tenths_of_a_metre(street) ->
         assert simulation.body.speed < 0.1
         stopped[seconds] = simulation.body.pose[0] - stopped.get(0.0, 0.0)
     for seconds in (0.1, 0.2, 0.4):
-        assert stopped[seconds] == pytest.approx(seconds * SPEED_MPS, abs=1e-3)
+        # Whether a plan brakes hard is seen against the speed at which it was made.
+        assert stopped[seconds] == pytest.approx(seconds * SPEED_MPS, abs=0.02)
 
 
 def test_who_thinks_too_long_hits_what_stands_there(street) -> None:
