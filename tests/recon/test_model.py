@@ -20,6 +20,7 @@ from vla_prune.recon.losses import OBJECTIVES, LossConfig, Reconstruction
 from vla_prune.recon.model import (
     DecoderConfig,
     FullAttentionLayer,
+    PixelDecoder,
     ReconConfig,
     ReconPruner,
     grid_places,
@@ -95,6 +96,20 @@ def test_the_mask_is_the_sign_and_passes_the_gradient_of_the_scores():
     assert gate.tolist() == [0.0, 0.0, 1.0, 1.0]
     (gate * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
     assert scores.grad.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(("filler", "even"), [(0.5, True), (0.0, False)])
+def test_dropped_tokens_speak_to_the_scorer_no_louder_than_kept_ones(filler: float, even: bool):
+    """An RMS norm's gradient at zero is a thousand times that at one."""
+    torch.manual_seed(0)
+    decoder = PixelDecoder(SMALL, DecoderConfig(layers=1, filler_std=filler), 8)
+    tokens, images, _, _ = batch()
+    gate = (torch.arange(12) % 2).float()[None, :, None].repeat(2, 1, 1).requires_grad_()
+    drawn = decoder(tokens * gate, grid_places(2, 3, 4), 3, 4)
+    (drawn - images).square().mean().backward()
+    loud = gate.grad.abs()
+    dropped, kept = loud[gate == 0].mean(), loud[gate == 1].mean()
+    assert (dropped < 10 * kept) == even
 
 
 def test_attention_is_full_unless_causal(close):

@@ -93,6 +93,12 @@ class DecoderConfig:
             not say at what resolution it trained, but its time allows less than the full one.
         causal: the paper says "decoder layers" and not whether they look ahead; a picture has no
             order, so they do unless this is set.
+        filler_std: of the first values of a learned vector that is added to every token, so that a
+            dropped one is not zero; 0 adds none, as in the paper. Layers begin with an RMS norm,
+            which divides by a token's length: how much of a kept token is let through then changes
+            nothing, at a dropped one the gradient is a thousand times as large, and the scorer
+            learns the contrary of what it should (average precision 0.16 on pocket-drive's
+            patches, 0.98 with the vector).
     """
 
     layers: int = 6
@@ -101,11 +107,13 @@ class DecoderConfig:
     shared: bool = True
     pixels: int | None = None
     causal: bool = False
+    filler_std: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse sizes that are none."""
         check_least("recon decoder", 1, layers=self.layers, ffn=self.ffn)
         check_least("recon decoder", 1, head_hidden=self.head_hidden, pixels=self.pixels)
+        check_least("recon decoder", 0, filler_std=self.filler_std)
 
 
 class FullAttentionLayer(nn.Module):
@@ -202,6 +210,11 @@ class PixelDecoder(nn.Module):
         """
         super().__init__()
         self.config, self.patch, self.channels = config, patch, channels
+        self.filler = (
+            nn.Parameter(torch.randn(config.hidden) * decoder.filler_std)
+            if decoder.filler_std
+            else None
+        )
         self.layers = nn.ModuleList(
             FullAttentionLayer(config, decoder.ffn, decoder.causal) for _ in range(decoder.layers)
         )
@@ -219,6 +232,8 @@ class PixelDecoder(nn.Module):
     def forward(self, tokens: Tensor, places: Tensor, rows: int, cols: int) -> Tensor:
         """All ``rows * cols`` tokens of one view each, raster order, to ``[B, C, H, W]``."""
         turn = rotation(self.config, places[..., 1:], tokens.dtype)
+        if self.filler is not None:
+            tokens = tokens + self.filler.to(tokens.dtype)
         for layer in self.layers:
             tokens = layer(tokens, turn)
         return unpatchify(self.head(self.norm(tokens)), rows, cols, self.patch)
