@@ -92,10 +92,19 @@ def test_gathering_tokens_by_the_mask_would_teach_nothing():
 
 def test_the_mask_is_the_sign_and_passes_the_gradient_of_the_scores():
     scores = torch.tensor([-2.0, -0.0, 0.5, 7.0], requires_grad=True)
-    gate = straight_through(scores)
+    gate = straight_through(scores, "identity")
     assert gate.tolist() == [0.0, 0.0, 1.0, 1.0]
     (gate * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
     assert scores.grad.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_score_that_is_sure_grows_no_further():
+    scores = torch.tensor([-30.0, -0.0, 30.0], requires_grad=True)
+    gate = straight_through(scores)
+    assert gate.tolist() == [0.0, 0.0, 1.0]
+    gate.sum().backward()
+    assert scores.grad[1] == 1.0
+    assert scores.grad[[0, 2]].abs().max() < 1e-9
 
 
 @pytest.mark.parametrize(("filler", "even"), [(0.5, True), (0.0, False)])
@@ -227,6 +236,7 @@ def test_sizes_that_do_not_fit_are_refused(change: dict, message: str):
     ("options", "message"),
     [
         ({"objective": "adversary"}, "did you mean 'adversarial'"),
+        ({"surrogate": "identitiy"}, "did you mean 'identity'"),
         ({"alpha": 1.5}, "alpha is 1.5; it is a share"),
         ({"window": 10}, "window 10 is even"),
     ],

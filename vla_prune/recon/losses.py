@@ -26,6 +26,7 @@ from vla_prune.recon.model import (
 )
 
 OBJECTIVES = ("adversarial", "foreground_only", "mask_pair", "mask_head")
+SURROGATES = ("sigmoid", "identity")
 IGNORE = 2  # of a mask or label: neither foreground nor background
 
 
@@ -44,6 +45,11 @@ class LossConfig:
         mean: of the pixel normalisation, by channel; the host's own is not needed, since the
             decoder is thrown away.
         std: likewise.
+        surrogate: what passes the mask's gradient on (`model.straight_through`). The paper says
+            straight-through alone. With the identity nothing holds the scores: a sign has no size,
+            they grew to 1e9 within 300 steps of pocket-drive, and the gradient's norm, which is
+            clipped over the whole network, left nothing for the decoder. A sigmoid's gradient ends
+            where a score is sure.
         window: side of SSIM's Gaussian window, pixels, sigma 1.5; 11 is SSIM's own (Wang et al.,
             2004), on pixels in [0, 1].
     """
@@ -54,6 +60,7 @@ class LossConfig:
     blank: float = 0.0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    surrogate: str = "sigmoid"
     window: int = 11
 
     def __post_init__(self) -> None:
@@ -62,6 +69,8 @@ class LossConfig:
         object.__setattr__(self, "std", tuple(self.std))
         if self.objective not in OBJECTIVES:
             raise did_you_mean("recon loss", "objective", self.objective, OBJECTIVES)
+        if self.surrogate not in SURROGATES:
+            raise did_you_mean("recon loss", "surrogate", self.surrogate, SURROGATES)
         for name in ("ssim", "alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(
@@ -139,7 +148,7 @@ class Reconstruction(nn.Module):
             images = F.interpolate(images, size, mode="area")
             masks = F.interpolate(masks[:, None], size, mode="nearest-exact")[:, 0]
         alpha = 1.0 if self.loss.objective == "foreground_only" else self.loss.alpha
-        gate = straight_through(scores)[..., None]
+        gate = straight_through(scores, self.loss.surrogate)[..., None]
         loss = scores.new_zeros(())
         for name, share, half, shown, decoder in (
             ("fore", alpha, gate, masks == 1, self.decoders[0]),

@@ -239,12 +239,18 @@ class PixelDecoder(nn.Module):
         return unpatchify(self.head(self.norm(tokens)), rows, cols, self.patch)
 
 
-def straight_through(scores: Tensor) -> Tensor:
-    """The sign mask ``1 if S > 0 else 0``, with the gradient of ``S``.
+def straight_through(scores: Tensor, surrogate: str = "sigmoid") -> Tensor:
+    """The sign mask ``1 if S > 0 else 0``, with a gradient (Bengio et al., 2013).
 
     Tokens must be *multiplied* by it; to pick tokens by it passes no gradient on.
+
+    Args:
+        scores: any shape.
+        surrogate: whose gradient it has: ``identity``, that of ``S`` itself, or ``sigmoid``, that
+            of a sigmoid that is as steep at 0.
     """
-    return scores + ((scores > 0).to(scores.dtype) - scores).detach()
+    smooth = scores if surrogate == "identity" else 4.0 * torch.sigmoid(scores)
+    return smooth + ((scores > 0).to(scores.dtype) - smooth).detach()
 
 
 def rotation(config: ReconConfig, spots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
