@@ -63,7 +63,7 @@ if [ ! -x "$out/venv/bin/colcon" ]; then
     importlib-metadata importlib-resources typing-extensions pillow
 fi
 touch "$out/venv/COLCON_IGNORE" "$out/src/rcl_logging/rcl_logging_spdlog/COLCON_IGNORE" \
-  "$out/src/rcl_interfaces/test_msgs/COLCON_IGNORE"
+  "$out/src/rcl_interfaces/test_msgs/COLCON_IGNORE" "$out/src/ros2cli/ros2lifecycle_test_fixtures/COLCON_IGNORE"
 ln -sfn "$here/src" "$out/src/vla_prune"
 # The generators name a middleware's type support that is left out here.
 sed -i '/fastrtps/d' "$out"/src/rosidl_core/*/package.xml "$out"/src/rosidl_defaults/*/package.xml
