@@ -46,7 +46,7 @@ def test_a_resumed_training_equals_one_in_one_go(settings, adapter, tmp_path: Pa
     for _ in range(3):
         stopped._step()
         stopped.step += 1
-    stopped._save({})
+    stopped._save(stopped.validate())
     del stopped
     again = train(parts, adapter)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -60,7 +60,8 @@ def test_a_resumed_training_equals_one_in_one_go(settings, adapter, tmp_path: Pa
 
 def test_it_tells_and_writes_what_was_asked_for(settings, adapter, tmp_path: Path):
     seen = []
-    told = train(settings(tmp_path), adapter, lambda what, *_: seen.append(what))
+    config = settings(tmp_path, choose="last")
+    told = train(config, adapter, lambda what, *_: seen.append(what))
     assert {"foreground_ratio", "token_ap", "psnr_fore", "ssim_back"} <= told.keys()
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
@@ -88,6 +89,40 @@ def test_bright_patches_are_found(settings, adapter, tmp_path: Path):
     changes = {"steps": 80, "batch": 16, "save_every": 80, "log_every": 80}
     told = train(settings(tmp_path, loss={"objective": "mask_head"}, **changes), adapter)
     assert told["token_ap"] > 0.9
+
+
+@pytest.mark.parametrize(("choose", "steps"), [("best", 80), ("last", 81)])
+def test_weights_for_use_are_those_that_found_most(
+    settings, adapter, tmp_path: Path, choose: str, steps: int
+):
+    changes = {"batch": 16, "save_every": 80, "log_every": 80, "choose": choose}
+    config = settings(tmp_path, steps=80, loss={"objective": "mask_head"}, **changes)
+    train(config, adapter)
+    again = Trainer(replace(config, steps=81), adapter, lambda *_: None)
+    assert again.trained_ap() > 0.9
+    with torch.no_grad():
+        again.plain.pruner.scorer.weight.neg_()
+    again.run()
+    assert again.trained_ap() < 0.5
+    about = json.loads((tmp_path / "reconstructor" / "config.json").read_text())["about"]
+    assert about["steps"] == steps
+
+
+def test_the_pruner_learns_at_its_own_pace(settings, adapter, tmp_path: Path):
+    def moved(pace: float) -> tuple[float, float]:
+        trainer = Trainer(settings(tmp_path / f"{pace}", pace=pace), adapter, lambda *_: None)
+        parts = trainer.plain.pruner.scorer.weight, trainer.plain.decoders[0].head.weight
+        before = [part.detach().clone() for part in parts]
+        trainer._step()
+        first, second = (
+            float((part.detach() - old).abs().max())
+            for part, old in zip(parts, before, strict=True)
+        )
+        return first, second
+
+    (slow, decoder), (fast, same) = moved(0.1), moved(1.0)
+    assert slow == pytest.approx(0.1 * fast, rel=0.01)
+    assert decoder == same
 
 
 def test_the_redrawn_pictures_get_better(settings, adapter, tmp_path: Path):
@@ -201,6 +236,7 @@ def replace_layers(config):
     ("changes", "said"),
     [
         ({"init": "copy"}, "init 'copy' is unknown"),
+        ({"choose": "worst"}, "choose 'worst'"),
         ({"batch": 0}, "batch is 0; give 1 or more"),
         ({"batch": "many"}, "batch is 'many'; it takes a whole number"),
         ({"lr": "fast"}, "lr is 'fast'; it takes a number"),
