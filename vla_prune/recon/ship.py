@@ -19,6 +19,10 @@ from vla_prune.models import checkpoint
 from vla_prune.recon.checkpoint import load_reconstructor, save_reconstructor
 from vla_prune.recon.train import WEIGHTS
 
+CHOSEN = {
+    "best": "the checkpoint that found the foreground best on training pictures",
+    "last": "the last checkpoint",
+}
 CARD = """# {name}
 
 The foreground reconstructor for the vision encoder of `{policy}` (fingerprint `{fingerprint}`):
@@ -28,7 +32,8 @@ no use behind another encoder, which is refused.
 | | |
 |---|---|
 | data | {frames} camera pictures of `{source}`; foreground: {foreground} |
-| training | objective {objective}, {steps} steps of {batch} pictures, AdamW {lr}, seed {seed} |
+| training | {objective}, {batch} pictures a step, AdamW {lr} (pruner {pace} of it), seed {seed} |
+| weights | after {steps} of {planned} steps: {chosen} |
 | thrown away | the decoder that redrew the pictures |
 | held out | {held_out} |
 
@@ -63,7 +68,10 @@ def main(argv: list[str] | None = None) -> None:
         foreground=", ".join(about["foreground"]) or "as masked",
         objective=about["objective"],
         steps=about["steps"],
+        planned=settings["steps"],
+        chosen=CHOSEN[settings["choose"]],
         batch=settings["batch"],
+        pace=settings["pace"],
         lr=settings["lr"],
         seed=settings["seed"],
         held_out=", ".join(f"{k} {v:.3g}" for k, v in about["held_out"].items()),
