@@ -5,7 +5,7 @@
 #
 # SOURCES holds a git directory SOURCES/OWNER+NAME/repo for each line of the list below (mirror clones). OUT gets src/,
 # venv/, build/, install/; `source OUT/install/setup.bash` then gives ros2 and rclpy to PYTHON (3.11 or 3.12), the
-# interpreter that has vla_prune. Needs cmake, a C++ compiler, libyaml-dev. About ten minutes on 2 cores; calling it
+# interpreter that has vla_prune. Needs cmake, a C++ compiler, libyaml-dev. Tens of minutes on 2 cores; calling it
 # again goes on. No logging to files, no tracing, Cyclone DDS alone.
 set -euo pipefail
 sources=$1 out=$2 python=$3 here=$(cd "$(dirname "$0")" && pwd)
