@@ -62,6 +62,10 @@ if [ ! -x "$out/venv/bin/colcon" ]; then
     'setuptools<70' 'empy<4' lark 'numpy<2' pyyaml packaging psutil argcomplete catkin_pkg vcstool 'pybind11==2.11.1' \
     importlib-metadata importlib-resources typing-extensions pillow
 fi
+# What the build's Python runs (`ros2 run`, launch files) also needs the library of PYTHON.
+library=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+echo "import site; site.addsitedir('$library')" \
+  >"$("$out/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vla_prune.pth"
 touch "$out/venv/COLCON_IGNORE" "$out/src/rcl_logging/rcl_logging_spdlog/COLCON_IGNORE" \
   "$out/src/rcl_interfaces/test_msgs/COLCON_IGNORE" "$out/src/ros2cli/ros2lifecycle_test_fixtures/COLCON_IGNORE"
 ln -sfn "$here/src" "$out/src/vla_prune"

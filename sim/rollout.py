@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -455,6 +456,7 @@ def _in_processes(
 
 
 def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> None:
+    end_with_parent()
     try:
         player = _player(config, keep_frames)
         while (group := jobs.get()) is not None:
@@ -467,3 +469,13 @@ def _worker(config: RunConfig, jobs: Any, results: Any, keep_frames: bool) -> No
     finally:
         results.close()
         results.join_thread()
+
+
+def end_with_parent() -> None:
+    """This worker ends when the process that started it is gone, however that ended."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
