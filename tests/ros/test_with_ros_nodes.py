@@ -104,8 +104,8 @@ def test_a_node_can_be_deactivated_at_any_moment_of_its_work() -> None:
             assert robot.change("policy_node", "activate")
             chunks.clear()
             until(lambda: chunks, "a chunk")
-            assert chunks[0].episode_id not in episodes, "each activation is an episode"
-            episodes.add(chunks[0].episode_id)
+            assert chunks[0][1].episode_id not in episodes, "each activation is an episode"
+            episodes.add(chunks[0][1].episode_id)
             time.sleep(pause)
             assert robot.change("policy_node", "deactivate")
             assert robot.state("policy_node") == "inactive"
