@@ -105,6 +105,23 @@ def test_read_refuses_what_is_no_table(tmp_path) -> None:
         report.read(path, "drve")
 
 
+def test_scorers_stand_beside_domains_and_attention_at_its_best_layer(tmp_path) -> None:
+    found = [("foreground", 0.99), ("attention@0", 0.5), ("attention@1", 0.7)]
+    rows = [{"domain": "drive", "scorer": s, "average_precision": ap} for s, ap in found]
+    rows.append({"domain": "libero", "scorer": "attention@0", "average_precision": 0.6})
+    path = tmp_path / "foreground.json"
+    path.write_text(json.dumps({"rows": rows}))
+    assert report.markdown(report.read(path)["rows"]).splitlines() == [
+        "| scorer | drive | libero |",
+        "|---|---|---|",
+        "| foreground | 0.990 | - |",
+        "| attention, best layer | 0.700 | 0.600 |",
+    ]
+    assert len(report.read(path, "libero")["rows"]) == 1
+    with pytest.raises(ConfigError, match="domain 'city'"):
+        report.read(path, "city")
+
+
 def test_provenance_names_the_program_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--policy", "my policy"])
     assert report.provenance(3)["command"] == "vla-prune --policy 'my policy'"

@@ -149,7 +149,7 @@ def show(
     suite: Annotated[str, typer.Option(help="Only rows of this suite, such as pooled.")] = "",
     as_json: Json = False,
 ) -> None:
-    """A table of closed-loop episodes as Markdown, as it stands in a README."""
+    """A table of closed-loop episodes, or of scorers, as Markdown, as it stands in a README."""
     from vla_prune import report
 
     document = report.read(results, suite)

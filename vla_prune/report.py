@@ -57,11 +57,11 @@ def commit(folder: Path | None = None) -> str:
 
 
 def read(path: Path, suite: str = "") -> dict[str, Any]:
-    """A results document of a closed-loop table, whole or one suite's rows.
+    """A results document of a closed-loop table, whole or one suite's rows, or of scorers.
 
     Raises:
         MissingError: no such file.
-        ConfigError: not a table of closed-loop episodes.
+        ConfigError: neither a table of closed-loop episodes nor one of scorers.
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such results file; 'vla-prune run' writes them.")
@@ -72,17 +72,20 @@ def read(path: Path, suite: str = "") -> dict[str, Any]:
     rows = document.get("rows") if isinstance(document, dict) else None
     if not rows or any(_is_no_row(row) for row in rows):
         raise ConfigError(
-            f"{path}: no table of closed-loop episodes (rows with 'suite' and 'diff_ci'); "
-            "give what 'vla-prune run' wrote."
+            f"{path}: no table of closed-loop episodes (rows with 'suite' and 'diff_ci') nor of "
+            "scorers; give what 'vla-prune run' or 'vla-prune masks evaluate' wrote."
         )
-    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    where = "domain" if "scorer" in rows[0] else "suite"
+    suites = list(dict.fromkeys(row[where] for row in rows))
     if suite and suite not in suites:
-        raise did_you_mean(str(path), "suite", suite, suites)
-    return document | {"rows": [row for row in rows if suite in ("", row["suite"])]}
+        raise did_you_mean(str(path), where, suite, suites)
+    return document | {"rows": [row for row in rows if suite in ("", row[where])]}
 
 
 def _is_no_row(row: Any) -> bool:
     """Reference drivers are paired with nothing in real time."""
+    if isinstance(row, Mapping) and {"scorer", "domain", "average_precision"} <= set(row):
+        return False
     if not isinstance(row, Mapping) or "suite" not in row:
         return True
     return "diff_ci" not in row and not {"domain", "driver"} <= set(row)
@@ -196,7 +199,9 @@ _SHOWN_OTHERWISE = {
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of a closed-loop table as the Markdown that stands in a README."""
+    """Rows of a table of episodes, or of scorers, as the Markdown that stands in a README."""
+    if all("scorer" in row for row in rows):
+        return _lines(_found(rows))
     if all("domain" in row for row in rows):
         return _lines([_in_time(row) for row in rows])
     parts = [name for name in dict.fromkeys(k for r in rows for k in r) if _is_part(name, rows)]
@@ -212,6 +217,20 @@ def _lines(rows: Sequence[Mapping[str, str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _found(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Average precision of each scorer by domain; of attention, at its best layer there."""
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    best: dict[str, dict[str, float]] = {}
+    for row in rows:
+        name, _, layer = row["scorer"].partition("@")
+        found = best.setdefault(f"{name}, best layer" if layer else name, {})
+        found[row["domain"]] = max(row["average_precision"], found.get(row["domain"], 0.0))
+    return [
+        {"scorer": name} | {d: _number(found.get(d), ".3f") for d in domains}
+        for name, found in best.items()
+    ]
 
 
 def budget(row: Mapping[str, Any]) -> str:
