@@ -107,7 +107,7 @@ def test_a_score_that_is_sure_grows_no_further():
     assert scores.grad[[0, 2]].abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(("filler", "even"), [(0.5, True), (0.0, False)])
+@pytest.mark.parametrize(("filler", "even"), [(4.0, True), (0.5, True), (0.0, False)])
 def test_dropped_tokens_speak_to_the_scorer_no_louder_than_kept_ones(filler: float, even: bool):
     """An RMS norm's gradient at zero is a thousand times that at one."""
     torch.manual_seed(0)

@@ -248,7 +248,7 @@ def replace_layers(config):
         ({"model": {"heads": 0}}, "recon model: heads is 0; give 1 or more"),
         ({"model": {"positions": None}}, "positions is None; it takes a text"),
         ({"model": {"hidden": 32}}, "hidden is 32, but follows the policy's encoder"),
-        ({"decoder": {"layers": -1}}, "recon decoder: layers is -1; give 0 or more"),
+        ({"decoder": {"layers": -1}}, "recon decoder: layers is -1; give 1 or more"),
         ({"loss": {"mean": [0, 0]}}, r"mean is \(0, 0\); give three numbers"),
         ({"loss": {"std": [0.5, 0.5, 0]}}, "std is 0; give more than 0"),
     ],

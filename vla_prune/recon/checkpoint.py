@@ -64,7 +64,7 @@ def load_reconstructor(
         MissingError: no such folder.
     """
     folder = Path(folder)
-    document = _read(folder)
+    document = read_config(folder)
     made_for = EncoderSpec(**document["encoder"])
     if differs := made_for.mismatch(encoder):
         name, have, want = differs
@@ -103,7 +103,7 @@ def find_reconstructor(weights: str | None, encoder: EncoderSpec) -> Path:
             "wrote."
         )
     for path in shipped():
-        if _read(path)["encoder"]["fingerprint"] == encoder.fingerprint:
+        if read_config(path)["encoder"]["fingerprint"] == encoder.fingerprint:
             return path
     raise MissingError(
         f"foreground: no shipped reconstructor was trained on this policy's vision encoder "
@@ -112,7 +112,13 @@ def find_reconstructor(weights: str | None, encoder: EncoderSpec) -> Path:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """What stands beside the weights: ``model``, ``encoder``, and ``about`` the training.
+
+    Raises:
+        MissingError: there is none.
+        CheckpointError: it is torn, or no reconstructor's.
+    """
     path = folder / checkpoint.CONFIG
     if not path.is_file():
         raise MissingError(f"{folder}: no {checkpoint.CONFIG}; give a folder of a reconstructor.")

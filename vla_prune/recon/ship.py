@@ -16,7 +16,7 @@ import torch
 
 from vla_prune.adapters.encoder import EncoderSpec
 from vla_prune.models import checkpoint
-from vla_prune.recon.checkpoint import load_reconstructor, save_reconstructor
+from vla_prune.recon.checkpoint import load_reconstructor, read_config, save_reconstructor
 from vla_prune.recon.train import WEIGHTS
 
 CHOSEN = {
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     for file in (args.run / WEIGHTS / checkpoint.CONFIG, args.run / "settings.json"):
         if not file.is_file():
             parser.error(f"{file} is missing; give a folder that 'vla-prune train recon' wrote.")
-    document = json.loads((args.run / WEIGHTS / checkpoint.CONFIG).read_text(encoding="utf-8"))
+    document = read_config(args.run / WEIGHTS)
     settings = json.loads((args.run / "settings.json").read_text(encoding="utf-8"))
     encoder, about = EncoderSpec(**document["encoder"]), document["about"]
     room = Path(str(resources.files("vla_prune"))) / "recon"

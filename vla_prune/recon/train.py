@@ -31,7 +31,7 @@ from vla_prune.models import checkpoint
 from vla_prune.models.checkpoint import open_tensors
 from vla_prune.recon import resume
 from vla_prune.recon.cache import Cached, build_cache
-from vla_prune.recon.checkpoint import save_reconstructor
+from vla_prune.recon.checkpoint import read_config, save_reconstructor
 from vla_prune.recon.frames import DataConfig
 from vla_prune.recon.losses import LossConfig, Reconstruction
 from vla_prune.recon.metrics import average_precision
@@ -67,7 +67,8 @@ class TrainConfig:
         pace: the pruner's rate as a share of the decoder's. The paper names one rate for both. A
             decoder that lags does not yet tell which tokens a picture needs, and the scorer then
             settles on others: with one rate, token average precision on pocket-drive fell from
-            0.98 to below 0.5 while the loss stood; at a fifth it was 0.90 by then.
+            0.98 to below 0.5 while the loss stood; at a fifth it was 0.90 by then (both with a
+            ``filler_std`` of 0.5).
         choose: whose weights are for use: ``best``, the checkpoint's that finds the foreground
             best on a sample of its own *training* frames, or ``last``. The loss does not say: what
             can be guessed from its neighbours is drawn as well from either half of the tokens, so
@@ -222,7 +223,7 @@ class Trainer:
                 told = self.validate()
                 self._save(told)
         self.accelerator.wait_for_everyone()
-        return self._about()["held_out"]
+        return read_config(self.out / WEIGHTS)["about"]["held_out"]
 
     def _step(self) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
@@ -278,7 +279,11 @@ class Trainer:
 
     @torch.no_grad()
     def trained_ap(self, batch: int = 32) -> float:
-        """Token average precision on frames that were trained on, which may choose."""
+        """Token average precision on a sample of the training frames, which may choose.
+
+        Args:
+            batch: frames of one pass.
+        """
         pruner, encoder = self.plain.eval().pruner, self.encoder
         count = min(SAMPLE, len(self.frames))
         sample = np.linspace(0, len(self.frames) - 1, count).round().astype(int)
@@ -319,13 +324,11 @@ class Trainer:
         resume.write(self.out / RESUME, self.step, network, self.optimiser)
 
     def _best(self) -> float:
-        """What the weights for use reached, if this training wrote some."""
-        return self._about()["trained_ap"] if (self.out / RESUME).is_file() else 0.0
-
-    def _about(self) -> dict[str, Any]:
-        """What the weights for use say of themselves."""
-        path = self.out / WEIGHTS / checkpoint.CONFIG
-        return json.loads(path.read_text(encoding="utf-8"))["about"]
+        """What the weights for use reached, if this training wrote some and they still stand."""
+        there = self.out / RESUME, self.out / WEIGHTS / checkpoint.CONFIG
+        if not all(path.is_file() for path in there):
+            return 0.0
+        return read_config(self.out / WEIGHTS)["about"]["trained_ap"]
 
     def _saved(self) -> str:
         with open_tensors(self.out / RESUME) as file:
