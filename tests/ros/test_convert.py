@@ -228,3 +228,34 @@ def test_threads_share_one_arena(tmp_path: Path) -> None:
 
     assert arenas(keep=False) > 1
     assert arenas(keep=True) == 1
+
+
+RESERVE = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+from vla_prune_ros.memory import allocated, keep_memory, reserve_memory
+keep = keep_memory()
+if {reserve}:
+    reserve_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, allocated()
+held = [bytes([n]) * 921_600 for n in range(40)]
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before[0]
+print(keep, faults, -1 if before[1] is None else allocated() - before[1])
+"""
+
+
+def test_what_was_reserved_is_there_and_hides_nothing_that_is_held() -> None:
+    def told(reserve: bool) -> tuple[int, float]:
+        code = RESERVE.format(folder=str(WORKSPACE / "vla_prune_ros"), reserve=reserve)
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        kept, faults, held = run.stdout.split()
+        if kept == "False" or held == "-1":
+            pytest.skip("this libc has no mallopt or no mallinfo2")
+        return int(faults), float(held)
+
+    faults, held = told(reserve=True)
+    assert faults < 40 * 5
+    assert held == pytest.approx(40 * 921_600 / 2**20, rel=0.01)
+    assert told(reserve=False)[0] > 40 * 200

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -146,9 +147,12 @@ def row(form: str, logs: Sequence[Seen], sent: dict[str, float], options: Any) -
         "not_acted_on": len(frames) - len(acted),
         "oldest_acted_on_ms": _ms(ages, 100),
         "oldest_played_ms": _ms(last.values("tick_ages"), 100),
-        "memory_growth_mib_per_min": {
-            "+".join(names): _growth(log.columns["memory"])
-            for names, log in zip(FORMS[form], logs, strict=True)
+        **{
+            f"{name}_growth_mib_per_min": {
+                "+".join(names): _growth(log.columns[name])
+                for names, log in zip(FORMS[form], logs, strict=True)
+            }
+            for name in ("memory", "allocated")
         },
         "rmw": rclpy.get_rmw_implementation_identifier(),
     }
@@ -205,7 +209,7 @@ def _ms(values: Any, percentile: float) -> float | None:
 def _growth(memory: np.ndarray) -> float | None:
     """MiB a minute over the last two thirds: what is left once all is warm."""
     warm = memory[len(memory) // 3 :]
-    if len(warm) < 5:
+    if len(warm) < 5 or np.isnan(warm).any():
         return None
     return round(60.0 * float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0]), 3)
 
@@ -227,6 +231,7 @@ def measure(options: Any) -> dict[str, Any]:
             equal = [a is not None and a == b for a, b in zip(*same.values(), strict=True)]
             rows[-1] |= {"compared_with_fused": len(equal), "identical_to_fused": sum(equal)}
     about = report.provenance(0, "python -m vla_prune_ros.measure")
+    about["cyclonedds"] = os.environ.get("CYCLONEDDS_URI", "").rpartition("/")[2]
     if options.out:  # where to, which is no part of what was measured
         about["command"] = about["command"].replace(f" --out {options.out}", "")
     settings = {name: getattr(options, name) for name in ("policy", "recipe", "keep")}

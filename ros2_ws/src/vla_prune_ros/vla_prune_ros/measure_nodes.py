@@ -26,6 +26,7 @@ from rclpy.serialization import serialize_message
 from vla_prune_ros.command_node import CommandNode
 from vla_prune_ros.contract import Contract, load_contract
 from vla_prune_ros.convert import image_fields
+from vla_prune_ros.memory import allocated
 from vla_prune_ros.node import ManagedNode, run
 from vla_prune_ros.policy_node import PolicyNode
 from vla_prune_ros.pruner_node import PrunerNode
@@ -40,7 +41,7 @@ READY_S, SETTLE_S = 300.0, 2.0
 FRAMES = 8  # pictures that the cameras repeat
 COLUMNS = (
     *("arrived", "begun", "compute", "published", "taken", "played", "spent"),  # by frame
-    *("ticks", "act_ages", "tick_ages", "memory"),
+    *("ticks", "act_ages", "tick_ages", "memory", "allocated"),
 )
 
 
@@ -215,6 +216,7 @@ def node_process(form: str, names: Sequence[str], options: Any) -> None:
         while not over.wait(1.0):
             resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
             log.memory.add(time.monotonic(), resident * pages / 2**20)
+            log.allocated.add(time.monotonic(), allocated() or np.nan)
 
     def make() -> list[ManagedNode]:
         nodes = open_nodes(names, form, log, options)

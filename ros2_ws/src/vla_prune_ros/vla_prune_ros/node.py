@@ -44,7 +44,7 @@ from rosidl_runtime_py.utilities import get_message
 
 from vla_prune.errors import VlaPruneError
 from vla_prune_ros import params
-from vla_prune_ros.memory import keep_memory
+from vla_prune_ros.memory import keep_memory, reserve_memory
 from vla_prune_ros.qos import OUT, Qos
 from vla_prune_ros.ros_messages import message
 from vla_prune_ros.status import Health, machine
@@ -271,6 +271,7 @@ class ManagedNode(LifecycleNodeMixin, Node):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open all topics."""
+        reserve_memory()
         values = self.values()
         self._status = self.speak(STATUS, "~/status")
         self._diagnostics = self.speak(DIAGNOSTICS, "/diagnostics")
