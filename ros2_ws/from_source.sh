@@ -21,6 +21,7 @@ done <<LIST
 ament/ament_cmake jazzy
 ament/ament_index jazzy
 ament/ament_package jazzy
+autowarefoundation/autoware_msgs 1.9.0
 eclipse-cyclonedds/cyclonedds releases/0.10.x
 osrf/osrf_pycommon master
 ros2/ament_cmake_ros jazzy
@@ -76,7 +77,7 @@ cd "$out"
 export PATH=$out/venv/bin:$PATH RCL_LOGGING_IMPLEMENTATION=rcl_logging_noop RMW_IMPLEMENTATION=rmw_cyclonedds_cpp
 colcon build --merge-install --packages-up-to rclpy rmw_cyclonedds_cpp rcl_logging_noop launch_ros tf2_msgs \
   ros2launch ros2lifecycle ros2node ros2param ros2run ros2service ros2topic ros2interface \
-  vla_prune_msgs vla_prune_ros vla_prune_sim_bridge vla_prune_bringup \
+  autoware_planning_msgs vla_prune_msgs vla_prune_ros vla_prune_sim_bridge vla_prune_bringup \
   --cmake-args -DBUILD_TESTING=OFF -DCMAKE_BUILD_TYPE=Release -DTRACETOOLS_DISABLED=ON \
   -DENABLE_SECURITY=NO -DENABLE_SSL=NO -DENABLE_SHM=NO -DBUILD_EXAMPLES=OFF -DBUILD_IDLC=NO -DBUILD_DDSPERF=NO \
   "-DPython3_EXECUTABLE=$out/venv/bin/python" "-Dpybind11_DIR=$("$out/venv/bin/pybind11-config" --cmakedir)"

@@ -115,6 +115,22 @@ def test_what_a_parameter_file_says_is_looked_at_before_a_node_configures() -> N
     assert checked in text
 
 
+def test_a_parameter_file_is_looked_at_before_ros_ends_in_a_traceback() -> None:
+    given = {"keep_ratio": 0.5, "buckets": [1.0, 0.5], "camera": "front", "use_sim_time": True}
+    given |= {"qos_overrides./a.subscription.depth": 2}  # what others know comes by a wildcard
+    assert params.check_given("policy_node", given) == []
+    [told] = params.check_given("policy_node", {"keep_ratoi": 0.5})
+    assert "policy_node: parameter 'keep_ratoi' is unknown; did you mean 'keep_ratio'?" in told
+    for wrong, words in (
+        ({"keep_ratio": "much"}, "parameter 'keep_ratio' is 'much'; give a double."),
+        ({"keep_ratio": 7.5}, "parameter 'keep_ratio' is 7.5; its range is 0.001 .. 1."),
+        ({"keep_ratio": 1}, "parameter 'keep_ratio' is 1; write 1.0."),
+        ({"buckets": [1, 0.5]}, "parameter 'buckets' is [1, 0.5]; write [1.0, 0.5]."),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(f"policy_node: {words}")):
+            params.check_given("policy_node", wrong)
+
+
 def test_only_live_parameters_change_while_a_node_runs() -> None:
     check("policy_node", "keep_ratio", 0.5, active=True)
     check("command_node", "deadline_ms", 40.0, active=True)

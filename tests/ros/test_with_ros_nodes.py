@@ -116,6 +116,65 @@ def test_a_node_can_be_deactivated_at_any_moment_of_its_work() -> None:
         assert "Traceback" not in process.log()
 
 
+LADDER = """
+controller:
+  buckets: [1.0, 0.25]
+  latency_s: [0.002, 0.001]
+  period_s: 1.0
+"""
+
+
+def test_a_controller_hands_over_when_even_its_floor_misses_and_takes_over_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tuned.yaml").write_text(LADDER, encoding="utf-8")
+    with live() as (robot, start):
+        start("policy_node", **model(controller=str(tmp_path / "tuned.yaml"), keep_ratio=1.0))
+        start("command_node", contract="arm")
+        told = robot.hear(STATUS, "policy_node/status")
+        robot.hear(STATUS, "command_node/status")
+        chunks = robot.hear(CHUNK, "action_chunk")
+        robot.start()
+        robot.bring_up("policy_node", "command_node")
+        until(lambda: robot.state_of("command_node") == "running", "commands")
+        assert {m.ladder_step for _, m in told if m.state == "running"} <= {0, 1}
+        refused = robot.set("policy_node", "deadline_ms", 0.5)
+        assert not refused.successful
+        assert "controller: the period is" in refused.reason
+        assert robot.set("policy_node", "deadline_ms", 1.5).successful  # no policy is that fast
+        until(lambda: robot.state_of("command_node") == "holding", "the hold")
+        assert "even the smallest budget, 0.25, misses" in robot.reason_of("policy_node")
+        time.sleep(0.2)
+        chunks.clear()
+        time.sleep(0.5)
+        assert chunks == []
+        assert robot.set("policy_node", "deadline_ms", 0.0).successful
+        until(lambda: robot.state_of("command_node") == "running", "recovery")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"keep_ratio": "much"}, "policy_node: parameter 'keep_ratio' is 'much'; give a double."),
+        ({"keep_ratio": 7.5}, "policy_node: parameter 'keep_ratio' is 7.5; its range is 0.001"),
+        ({"keep_ratio": 1}, "policy_node: parameter 'keep_ratio' is 1; write 1.0."),
+    ],
+)
+def test_a_bad_parameter_file_ends_in_one_sentence(given: dict, told: str) -> None:
+    with live() as (_, start):
+        process = start("policy_node", **(model() | given))
+        assert process.process.wait(60.0) == 2
+        assert process.log().strip().startswith(told)
+        assert "Traceback" not in process.log()
+
+
+def test_a_parameter_that_nobody_knows_is_named() -> None:
+    with live() as (robot, start):
+        process = start("policy_node", **(model() | {"keep_ratoi": 0.5}))
+        assert robot.state("policy_node") == "unconfigured"
+        assert "did you mean 'keep_ratio'?" in process.log()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_in_the_middle_of_the_work_end_it_cleanly(number: signal.Signals) -> None:
     with live() as (robot, start):

@@ -125,6 +125,9 @@ class ManagedNode(LifecycleNodeMixin, Node):
     Args:
         kind: its table in :mod:`vla_prune_ros.params`, and its name.
         options: of rclpy's node.
+
+    Raises:
+        ConfigError: a parameter file's value that it cannot take.
     """
 
     def __init__(self, kind: str, **options: Any) -> None:
@@ -144,6 +147,12 @@ class ManagedNode(LifecycleNodeMixin, Node):
         self._ends: list[Callable[[], Any]] = []
         self._crashes: list[Exception] = []
         self._alarm = self.create_guard_condition(self._raise)
+        given = {  # rclpy has no public word for what is not declared yet
+            name: list(p.value) if hasattr(p.value, "tolist") else p.value
+            for name, p in self._parameter_overrides.items()
+        }
+        for sentence in params.check_given(kind, given):
+            self.get_logger().warning(sentence)
         for p in params.PARAMETERS[kind]:
             self.declare_parameter(p.name, p.default, _descriptor(p))
         self.add_on_set_parameters_callback(self._on_set)
@@ -385,7 +394,11 @@ def run(make: Callable[[], Sequence[ManagedNode]], args: Sequence[str] | None = 
     nodes: list[ManagedNode] = []
     crashes: list[BaseException] = []
     try:
-        nodes = list(make())
+        try:
+            nodes = list(make())
+        except VlaPruneError as error:  # a parameter file that cannot be
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(2) from None
         for node in nodes:
             executor.add_node(node)
         spinner = threading.Thread(target=_spin, args=(executor, stop, crashes), daemon=True)

@@ -12,6 +12,7 @@ from typing import Any
 from vla_prune.errors import ConfigError, VlaPruneError, did_you_mean
 
 TYPES = {"bool": bool, "integer": int, "double": float, "string": str, "double_array": list}
+ROS_OWN = ("use_sim_time", "start_type_description_service")
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,39 @@ def check(node: str, name: str, value: Any, active: bool = False) -> None:
     for bound, beyond in ((p.low, lambda v: v < p.low), (p.high, lambda v: v > p.high)):
         if bound is not None and any(not (v == v) or beyond(v) for v in numbers):
             raise ConfigError(f"{where} is {value:g}; its range is {p.range}.")
+
+
+def check_given(node: str, given: Mapping[str, Any]) -> list[str]:
+    """Look at a parameter file's values before they are declared, which ends in rclpy's traceback.
+
+    Args:
+        node: name of the node.
+        given: name -> value of all that the file has for it, under wildcards others' too.
+
+    Returns:
+        Sentences about names that none of our nodes knows and ROS does not either; ROS ignores
+        them.
+
+    Raises:
+        ConfigError: as :func:`check` does, and an integer for a double.
+    """
+    known, all_known = table(node), {p.name for kind in PARAMETERS.values() for p in kind}
+    unknown = []
+    for name, value in given.items():
+        if name in known:
+            check(node, name, value)
+            numbers = value if isinstance(value, list) else [value]
+            if known[name].type.startswith("double") and any(type(n) is int for n in numbers):
+                raise ConfigError(
+                    f"{node}: parameter {name!r} is {value!r}; write {_dotted(value)}."
+                )
+        elif name not in (*all_known, *ROS_OWN) and not name.startswith("qos_overrides."):
+            unknown.append(str(did_you_mean(node, "parameter", name, known)))
+    return unknown
+
+
+def _dotted(value: Any) -> str:
+    return str([float(n) for n in value] if isinstance(value, list) else float(value))
 
 
 def check_all(node: str, values: Mapping[str, Any]) -> None:
