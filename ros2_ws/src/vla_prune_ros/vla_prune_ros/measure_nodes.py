@@ -132,8 +132,9 @@ def watch_commands(node: CommandNode, log: Log) -> None:
     def timed_put(chunk: Any) -> str:
         refused = put(chunk)
         if not refused:
-            waiting[:] = [key(seconds(chunk.header.stamp))]
-            log.taken.add(waiting[0], time.monotonic())
+            frame = key(seconds(chunk.header.stamp))
+            waiting[:] = [frame]  # a tick on another thread may take it at once
+            log.taken.add(frame, time.monotonic())
         return refused
 
     def timed_tick() -> None:
