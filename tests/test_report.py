@@ -122,6 +122,30 @@ def test_scorers_stand_beside_domains_and_attention_at_its_best_layer(tmp_path) 
         report.read(path, "city")
 
 
+def test_an_ablation_has_a_line_for_each_variant_best_first_where_most_were_run() -> None:
+    def row(variant: str, keep: float, success: float, **more) -> dict:
+        told = {"suite": "s", "recipe": variant, "variant": variant, "keep_ratio": keep}
+        told |= {"episodes": 9, "success": success, "tokens": 36.0}
+        return told | {"diff": success - 0.9, "diff_ci": [-0.5, 0.1]} | more
+
+    lead = {"worse": {"diff": 0.25, "diff_ci": [0.1, 0.4], "episodes": 9}}
+    rows = [
+        row("dense", 1.0, 0.9),
+        row("worse", 0.125, 0.5),
+        row("tri_level", 0.25, 0.8),
+        row("tri_level", 0.125, 0.75, tri_level_minus=lead),
+        row("blind", 1.0, 0.0, tokens=0.0),
+    ]
+    assert report.markdown(rows).splitlines() == [
+        "| variant | 100% | 25% | 12.5% | 0% | points to dense at 12.5% | ours above it |",
+        "|---|---|---|---|---|---|---|",
+        "| dense | 90.0 | - | - | - | - | - |",
+        "| blind | - | - | - | 0.0 | - | - |",
+        "| tri_level | - | 80.0 | 75.0 | - | -15 (-50 to +10) | - |",
+        "| worse | - | - | 50.0 | - | -40 (-50 to +10) | +25 (+10 to +40) |",
+    ]
+
+
 def test_provenance_names_the_program_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--policy", "my policy"])
     assert report.provenance(3)["command"] == "vla-prune --policy 'my policy'"

@@ -192,6 +192,7 @@ UNITS = ("_m", "_s", "_mps")  # parts of an outcome that are no shares end so
 # What a table of closed-loop episodes shows, in this order; other numbers of a row stand between.
 _FIRST = ("suite", "row", "kept", "episodes")
 _LAST = ("points to dense", "visual tokens", "LLM multiply-accumulates", "LLM time")
+_MINUS = "tri_level_minus"  # of our row in an ablation: by how much it lies above each other
 _SHOWN_OTHERWISE = {
     *("suite", "recipe", "driver", "variant", "control", "keep_ratio", "episodes", "errors"),
     *("diff", "diff_ci", "tokens", "macs", "time_ratio"),
@@ -204,6 +205,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         return _lines(_found(rows))
     if all("domain" in row for row in rows):
         return _lines([_in_time(row) for row in rows])
+    if all("variant" in row for row in rows):
+        return _lines(_variants(rows))
     parts = [name for name in dict.fromkeys(k for r in rows for k in r) if _is_part(name, rows)]
     suites = len({row["suite"] for row in rows}) > 1
     columns = [*_FIRST[0 if suites else 1 :], *parts, *_LAST]
@@ -231,6 +234,31 @@ def _found(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         {"scorer": name} | {d: _number(found.get(d), ".3f") for d in domains}
         for name, found in best.items()
     ]
+
+
+def _variants(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Cells of an ablation: a line a variant, best first at the budget where most were run."""
+    measure = next(name for name in ("success", "score") if name in rows[0])
+    runs = {(row["suite"], row["variant"], _kept(row)): row for row in rows}
+    shares = [kept for _, _, kept in runs]
+    screen = max(dict.fromkeys(shares), key=shares.count)
+    told: dict[tuple[str, str], dict[str, str]] = {}
+    for suite, variant, kept in sorted(runs, key=lambda run: -runs[run][measure]):
+        row = runs[suite, variant, kept]
+        blank = dict.fromkeys(sorted(set(shares), key=lambda k: -float(k[:-1])), "-")
+        cells = told.setdefault((suite, variant), {"suite": suite, "variant": variant} | blank)
+        cells[kept] = _number(row[measure], ".1f", 100.0)
+        if kept == screen:
+            ours = (r for r in rows if _MINUS in r and (r["suite"], _kept(r)) == (suite, kept))
+            lead = next(ours, {}).get(_MINUS, {}).get(variant)
+            cells[f"points to dense at {screen}"] = _points(row["diff"], row["diff_ci"])
+            cells["ours above it"] = _points(lead["diff"], lead["diff_ci"]) if lead else "-"
+    ends = (f"points to dense at {screen}", "ours above it")
+    lines = [cells | {end: cells.get(end, "-") for end in ends} for cells in told.values()]
+    # Dense and blind on top, then the best at the screen's budget.
+    lines.sort(key=lambda cells: -float(cells[screen]) if cells[screen] != "-" else -1e9)
+    hidden = {"suite"} if len({line["suite"] for line in lines}) == 1 else set()
+    return [{k: v for k, v in line.items() if k not in hidden} for line in lines]
 
 
 def budget(row: Mapping[str, Any]) -> str:
