@@ -248,11 +248,11 @@ def test_a_command_that_is_nan_moves_nothing() -> None:
     assert robot.episodes.moves == []
 
 
-def shows(**changes) -> Contract:
+def belt_contract(**changes) -> dict:
     """Of the belt: one camera, one number, one action."""
     camera = {"key": "images.front", "topic": "front", "type": IMAGE}
     place = {"key": "state", "topic": "state", "type": "std_msgs/msg/Float64MultiArray"}
-    data = {
+    return {
         "rate_hz": 10,
         "observations": [
             camera | changes.get("camera", {}),
@@ -262,7 +262,11 @@ def shows(**changes) -> Contract:
             {"publish": {"topic": "move", "type": CHUNK}, "selector": {"names": ["x", "y"]}}
         ],
     }
-    return read_contract(data, "belt.yaml")
+
+
+def shows(**changes) -> Contract:
+    """The same, read."""
+    return read_contract(belt_contract(**changes), "belt.yaml")
 
 
 def test_a_contract_of_what_the_world_shows_is_taken_and_the_world_is_as_new() -> None:

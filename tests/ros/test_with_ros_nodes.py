@@ -14,14 +14,14 @@ pytest.importorskip("vla_prune_msgs", reason="vla_prune_msgs is missing: build a
 
 from rosbags.rosbag2 import StoragePlugin
 
+from vla_prune import config
+
 from .live import CHUNK, STATUS, live, model, until
-from .test_nodes_besides import record
+from .test_nodes_besides import belt_contract, record
 
 pytestmark = pytest.mark.ros
 
-BELT = {
-    "world": "tests.ros.test_nodes_besides:Belt", "suite": "belt", "contract": "vehicle",
-}  # fmt: skip
+BELT = {"world": "tests.ros.test_nodes_besides:Belt", "suite": "belt"}
 NODES = {
     "policy_node": model(),
     "pruner_node": model(),
@@ -38,6 +38,9 @@ def test_a_node_goes_through_all_states_twice_and_ends_cleanly(name: str, tmp_pa
     if name == "replay_node":
         record(tmp_path / "bag", StoragePlugin.SQLITE3)
         parameters["bag"] = str(tmp_path / "bag")
+    if name == "sim_bridge":
+        config.save(belt_contract(), tmp_path / "belt.yaml")
+        parameters["contract"] = str(tmp_path / "belt.yaml")
     with live() as (robot, start):
         process = start(name, **parameters)
         heard = robot.hear(STATUS, f"{name}/status")
