@@ -154,7 +154,7 @@ class Belt:
         self.steps += 1
         self.x += float(move.action[0])
         self.over = self.steps >= 5
-        self.outcome = {"score": self.x}
+        self.outcome = {"score": self.x, "collision_s": None}
 
     def guide(self, driver: str) -> Observation:
         self.steps, self.x = self.steps + 1, self.x + 10.0
@@ -201,7 +201,8 @@ def test_episodes_follow_each_other_and_time_never_goes_back() -> None:
     while not robot.over:
         shown = robot.step()
         times.append(shown.time_s)
-    assert shown.outcome == {"score": 10.0}
+    assert shown.outcome == {"score": 10.0, "collision_s": None}
+    assert shown.told == "score 10, collision_s -"
     again = robot.start()
     assert again.time_s > times[-1]  # a camera takes no second frame of one stamp
     assert robot.episodes.seed == 1

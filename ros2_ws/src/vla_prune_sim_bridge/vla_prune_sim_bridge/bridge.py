@@ -41,7 +41,7 @@ class Shown:
         clock: fields of a ``Clock``.
         task: the instruction.
         over: whether the episode ended with this step.
-        outcome: of the episode, once it ended.
+        outcome: of the episode, once it ended; None for what did not happen in it.
     """
 
     time_s: float
@@ -50,7 +50,15 @@ class Shown:
     clock: Mapping[str, Any]
     task: str
     over: bool
-    outcome: Mapping[str, float]
+    outcome: Mapping[str, float | None]
+
+    @property
+    def told(self) -> str:
+        """The outcome in words."""
+        return ", ".join(
+            f"{name} {'-' if value is None else format(value, 'g')}"
+            for name, value in self.outcome.items()
+        )
 
 
 class Bridge:

@@ -112,8 +112,7 @@ class SimBridge(ManagedNode):
             self.health.refuses(self.loop.refused)
             self.loop.refused = ""
         if shown.over:
-            told = ", ".join(f"{name} {value:g}" for name, value in shown.outcome.items())
-            self.health.notes.append(f"the episode is over: {told}")
+            self.health.notes.append(f"the episode is over: {shown.told}")
 
 
 def main(args: list[str] | None = None) -> None:
