@@ -93,10 +93,13 @@ def test_the_world_drives_with_nothing_but_a_launch_file(driver: str, tmp_path: 
         commands = robot.hear("nav_msgs/msg/Path", "plan")
         robot.hear(STATUS, "command_node/status")
         pictures = robot.hear("sensor_msgs/msg/Image", "overlay/image_raw")
+        chunks = robot.hear(CHUNK, "action_chunk")
         until(lambda: active(tmp_path), "active nodes", 240.0)
         until(lambda: len(commands) > 5, "plans")
         until(lambda: robot.state_of("command_node") == "running", "commands")
         until(lambda: pictures, "an overlay")
+        until(lambda: len({m.episode_id for _, m in chunks}) > 1, "the next episode")
+        assert "the episode is over: score" in said(tmp_path)
         ended(process, tmp_path)
 
 
