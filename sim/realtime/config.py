@@ -120,7 +120,8 @@ class RealtimeConfig:
         settings: name -> fields of `Setting`; rows run in each of them.
         handover: the machine is handed over with its first chunk, which costs nothing. For
             vehicles that drive when an episode begins.
-        limit_s: suite -> seconds, after which an episode is over as it stands.
+        limit_s: suite -> seconds, after which an episode is over as it stands; or a list of them,
+            task by task.
         ladder: keep ratios of the controller, the largest first.
         charged_as: recipe of a row -> recipe of the profile whose times it takes: for controls
             such as ``grid`` and ``random``, whose choosing costs no more, and ``blind``, which is
@@ -150,7 +151,7 @@ class RealtimeConfig:
     commit: str = "warn"
     settings: Mapping[str, Any] = field(default_factory=dict)
     handover: bool = False
-    limit_s: Mapping[str, float] = field(default_factory=dict)
+    limit_s: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
     ladder: Sequence[float] = (1.0, 0.5, 0.25, 0.125, 0.0625)
     charged_as: Mapping[str, str] = field(default_factory=dict)
     controller: Mapping[str, Any] = field(default_factory=dict)
@@ -193,11 +194,13 @@ class RealtimeConfig:
                     f"realtime: {name} {getattr(self, name)} does nothing in mode {self.mode!r}; "
                     f"take it out, or the mode {mode!r}."
                 )
-        for suite, seconds in self.limit_s.items():
-            if not 0 < seconds < math.inf:
-                raise ConfigError(
-                    f"realtime: limit_s: {suite} is over after {seconds:g} s; give more than 0."
-                )
+        for suite, given in self.limit_s.items():
+            for seconds in given if isinstance(given, Sequence) else [given]:
+                if not 0 < seconds < math.inf:
+                    raise ConfigError(
+                        f"realtime: limit_s: {suite} is over after {seconds:g} s; give more than "
+                        "0."
+                    )
         if self.commit not in ("warn", "refuse") or self.seed < 0:
             raise ConfigError(
                 f"realtime: commit {self.commit!r} and seed {self.seed}; commit is warn or "
@@ -252,6 +255,22 @@ class RealtimeConfig:
         """A setting; the one without a name is the profile's own machine."""
         return self.settings[name] if name else Setting()
 
+    def limit(self, suite: str, task: int) -> float | None:
+        """Seconds after which an episode of a task is over; None for never.
+
+        Raises:
+            ConfigError: the suite's limits are a list, and it ends before this task.
+        """
+        given = self.limit_s.get(suite)
+        if not isinstance(given, Sequence):
+            return given
+        if task >= len(given):
+            raise ConfigError(
+                f"realtime: limit_s: {suite} has limits for {len(given)} tasks, and task {task} "
+                "is to be played; give one for each task, or one number for all."
+            )
+        return given[task]
+
     def for_row(self, row: Any) -> RealtimeConfig:
         """The same, with the ladder of a row that has its own."""
         return self if row.ladder is None else replace(self, ladder=row.ladder)
@@ -260,7 +279,7 @@ class RealtimeConfig:
         """All that an episode hangs on: the fields that reach it, and a hash of its profile."""
         row, suite = episode.row, episode.suite
         fields = asdict(self.for_row(row))
-        fields |= {"limit_s": self.limit_s.get(suite), "settings": None}
+        fields |= {"limit_s": self.limit(suite, episode.task), "settings": None}
         if row.driver:  # judged by the limit, and nothing else
             return {name: fields[name] for name in ("period_s", "limit_s")}
         fields["settings"] = asdict(self.setting(episode.setting))

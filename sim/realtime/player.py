@@ -65,7 +65,7 @@ class RealtimePlayer(Player):
 
     def _in_time(self, result: dict[str, Any]) -> dict[str, Any]:
         """A reference driver's result: what took longer than a policy may take counts nothing."""
-        limit = self.realtime.limit_s.get(result["suite"])
+        limit = self.realtime.limit(result["suite"], result["task"])
         if limit is None or result["steps"] * self.seats[0].env.step_s <= limit + EPS:
             return result
         return {**result, "outcome": dict.fromkeys(result["outcome"], 0.0)}
@@ -81,7 +81,7 @@ class RealtimePlayer(Player):
     def _played(self, episode: Episode, policy: VLAPolicy) -> dict[str, Any]:
         run = self._begin(self.seats[0], episode)
         seat, realtime = run.seat, self.realtime.for_row(episode.row)
-        limit = realtime.limit_s.get(episode.suite)
+        limit = realtime.limit(episode.suite, episode.task)
         latency = self._latency(episode)
         pilot = self._pilot(episode) if episode.row.controller else None
         buckets: Counter[int] = Counter()

@@ -57,6 +57,40 @@ def test_aligned_by_arrival_no_row_is_skipped() -> None:
     assert player.action(0.35).age_s == pytest.approx(0.35)
 
 
+def test_aligned_by_what_was_played_a_hold_skips_no_row() -> None:
+    """The picture shows an arm that then moves by one more row, stands, and goes on with row 1."""
+    player = ChunkPlayer(execute=2, hold=ZERO, align="played")
+    player.offer(chunk(0.0), 0.0)
+    assert played(player, (0.0, 0.1, 0.2, 0.3)) == [1, 2, 0, 0]
+    offer = player.offer(chunk(0.1, start=50.0), 0.4)
+    assert (offer.taken, offer.skipped) == (True, 1)
+    assert played(player, (0.4, 0.5, 0.6)) == [51, 52, 0]
+    # A picture of the hold: nothing was played since.
+    player.offer(chunk(0.65, start=90.0), 0.8)
+    assert played(player, (0.8, 0.9, 1.0)) == [90, 91, 0]
+    assert player.action(0.9).age_s == pytest.approx(0.25)
+
+
+def test_aligned_by_what_was_played_a_chunk_in_time_skips_as_many_rows_as_time() -> None:
+    played_, observed = (
+        ChunkPlayer(execute=4, hold=ZERO, align=align) for align in ("played", "observation")
+    )
+    for player in (played_, observed):
+        player.offer(chunk(0.0), 0.0)
+        played(player, (0.0, 0.1, 0.2))
+        assert player.offer(chunk(0.1, start=50.0), 0.3).skipped == 2
+    assert played(played_, (0.3, 0.4)) == played(observed, (0.3, 0.4)) == [52, 53]
+
+
+def test_what_was_played_before_a_jump_of_time_or_a_reset_counts_nothing() -> None:
+    for stop in (lambda player: player.restart(0.05), ChunkPlayer.reset):
+        player = ChunkPlayer(execute=4, hold=ZERO, align="played")
+        player.offer(chunk(0.0), 0.0)
+        played(player, (0.0, 0.1))
+        stop(player)
+        assert player.offer(chunk(0.0, start=50.0), 0.2).skipped == 0
+
+
 def test_a_chunk_whose_rows_are_all_past_is_refused_and_counted() -> None:
     player = ChunkPlayer(execute=2, hold=ZERO)
     offer = player.offer(chunk(0.0), 0.6)

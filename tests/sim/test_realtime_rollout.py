@@ -248,6 +248,21 @@ def test_reference_drivers_are_judged_by_the_same_time_limit(config: rollout.Run
             assert (result["outcome"]["fresh"] > 0.0) == in_time
 
 
+def test_limits_may_be_given_task_by_task(config: rollout.RunConfig) -> None:
+    rows = [config.rows[0], config.rows[-1]]
+    tasks = config.suites["moving"].tasks
+    limits = [9.0] * max(tasks) + [1.5]
+    given = replace(
+        config, rows=rows, realtime=replace(config.realtime, limit_s={"moving": limits})
+    )
+    driver = [e.key for e in rollout.episodes(given) if e.row.driver]
+    for result in rollout.run(given, driver):
+        assert (result["outcome"]["fresh"] > 0.0) == (result["task"] < max(tasks))
+    short = replace(given, realtime=replace(config.realtime, limit_s={"moving": limits[:-1]}))
+    with pytest.raises(ConfigError, match=f"limits for {max(tasks)} tasks, and task {max(tasks)}"):
+        rollout.run(short, driver)
+
+
 def test_calls_that_cut_nothing_yet_do_not_look_like_a_load(profile: Profile) -> None:
     """A recipe's first calls are dense: what they take says nothing of the floor."""
     realtime = RealtimeConfig(

@@ -2,9 +2,11 @@
 
 A chunk's row ``i`` belongs to the time ``origin + i * dt_s``. The origin is the stamp of the
 observation behind it (``align="observation"``: rows whose time has passed are skipped), or the
-moment at which the chunk takes over (``align="arrival"``: no row is skipped, as for delta actions
-when the machine stood still meanwhile). At most ``execute`` rows are played; then the hold rule
-speaks until the next chunk takes over.
+moment at which the chunk takes over (``align="arrival"``: no row is skipped), or that less the
+time in which rows were played since the observation (``align="played"``: as many rows are skipped
+as were played, none for the time of a hold; for machines that stand still while they hold and
+whose actions are steps from where they are, such as an arm's). At most ``execute`` rows are
+played; then the hold rule speaks until the next chunk takes over.
 
 Real-time chunking (Black, Galliker, Levine 2025, arXiv 2506.07339): the rows that will be played
 while inference runs are frozen by ``not_before``. A policy that can inpaint the new chunk behind
@@ -25,7 +27,7 @@ from vla_prune.runtime.hold import HoldRule
 from vla_prune.types import ActionChunk
 
 JOINS = ("replace", "append", "blend")
-ALIGNS = ("observation", "arrival")
+ALIGNS = ("observation", "arrival", "played")
 KEPT = 4096  # newest seam jumps
 MOST_ROWS = 10_000  # of a chunk: every tick of a plan sends them all
 DT_S = (1e-3, 60.0)  # between two rows
@@ -111,6 +113,10 @@ class _Segment:
         """The row of this time."""
         return max(0, math.floor((now - self.origin) / self.dt_s + _EPS))
 
+    def span(self, until: float) -> tuple[float, float]:
+        """From when to when its own rows are played, if it is replaced at ``until``."""
+        return self.start, min(until, self.origin + self.end * self.dt_s)
+
     def row(self, now: float) -> np.ndarray:
         """``[A]``, the last one for ever."""
         return self.rows[min(self.index(now), len(self.rows) - 1)]
@@ -161,6 +167,7 @@ class ChunkPlayer:
         self._before: np.ndarray | None = None
         self._limited = False  # whether less was sent than the row that was played last
         self._newest = float("-inf")  # stamp
+        self._past: deque[tuple[float, float]] = deque(maxlen=KEPT)  # when rows were played
 
     def offer(self, chunk: ActionChunk, now: float, not_before: float = float("-inf")) -> Offer:
         """Give a chunk that has just come. Refuses what cannot be played, and never raises.
@@ -180,7 +187,7 @@ class ChunkPlayer:
         if self.join == "append" and running is not None:
             start = max(start, running.origin + running.end * running.dt_s)
         if not refused:
-            origin = start if self.align == "arrival" else min(chunk.stamp_s, start)
+            origin = self._origin(chunk, start)
             first = math.floor((start - origin) / chunk.dt_s + _EPS)
             fresh = self._fresh(chunk, origin)
             end = min(first + self.execute, fresh)
@@ -200,6 +207,8 @@ class ChunkPlayer:
         segment.fade = self.blend_rows if self.join == "blend" and before else 0
         self._segments = [*before, segment]
         self._newest = chunk.stamp_s
+        while self._past and self._past[0][1] <= chunk.stamp_s:  # no later chunk asks for it
+            self._past.popleft()
         self._advance(now)
         return Offer(True, start, first)
 
@@ -283,11 +292,11 @@ class ChunkPlayer:
         A hold that has begun goes on with its next row.
         """
         self._newest = float("-inf")
-        if not self._segments:
-            return
-        segment = self._segments[0]
-        at = min(segment.played + 1, len(segment.rows))
-        self._segments = [segment] if segment.expired else self._cut(segment, at)
+        if self._segments:
+            segment = self._segments[0]
+            at = min(segment.played + 1, len(segment.rows))
+            self._segments = [segment] if segment.expired else self._cut(segment, at)
+        self._past.clear()
         for cut in self._segments:
             cut.origin, cut.start, cut.stamp_s = now - at * cut.dt_s, now, float("-inf")
 
@@ -296,11 +305,27 @@ class ChunkPlayer:
         self._segments, self._newest = [], float("-inf")
         self._last = self._before = None
         self._limited = False
+        self._past.clear()
+
+    def _origin(self, chunk: ActionChunk, start: float) -> float:
+        """When row 0 of a chunk that takes over at ``start`` began, or would have."""
+        if self.align == "arrival":
+            return start
+        if self.align == "observation":
+            return min(chunk.stamp_s, start)
+        ends = [s.start for s in self._segments[1:]] + [start]
+        spans = [s.span(end) for s, end in zip(self._segments, ends, strict=False)]
+        since = chunk.stamp_s
+        return start - sum(
+            max(0.0, min(until, start) - max(begin, since))
+            for begin, until in (*self._past, *spans)
+        )
 
     def _advance(self, now: float) -> _Segment | None:
         """The running segment, after those that waited have taken over."""
         while len(self._segments) > 1 and now >= self._segments[1].start - _TINY:
             old = self._segments.pop(0)
+            self._past.append(old.span(self._segments[0].start))
             # What was replaced before any of its rows was played leaves no trace.
             self._segments[0].before = old.before if old.played < 0 else old
             old.before = None
@@ -342,6 +367,7 @@ class ChunkPlayer:
         """
         rest = self.hold.after(self._last, segment.rows[at:], 0, segment.dt_s)
         if rest is None:
+            self._past.append(segment.span(segment.origin + at * segment.dt_s))
             return []
         cut = replace(
             segment,

@@ -141,8 +141,9 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
             "align",
             "string",
             "observation",
-            "What row 0 belongs to: the observation, or the arrival of the chunk.",
-            choices=("observation", "arrival"),
+            "What row 0 belongs to: the observation, the arrival of the chunk, or that less the "
+            "time in which rows were played since the observation.",
+            choices=("observation", "arrival", "played"),
         ),
         Parameter(
             "max_action_age_ms",
