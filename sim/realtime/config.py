@@ -96,7 +96,10 @@ class RealtimeConfig:
     """How time passes.
 
     Attributes:
-        period_s: replanning period; the camera's, too, where it runs by itself.
+        period_s: replanning period.
+        camera_s: from one picture to the next, where the camera runs by itself (``asynchronous``
+            and ``realtime_chunking``); None is period_s. Of the pictures in a period, the newest
+            is thought about.
         deadline_s: what a new chunk may take from the picture to the actuator; None is period_s.
         execute: rows of a chunk that are played before the hold rule speaks.
         hold: what the machine does without a fresh action: a rule of `runtime.hold`.
@@ -146,6 +149,7 @@ class RealtimeConfig:
     actuation_s: float = 0.0
     latency: str = "none"
     profile: Any = ""
+    camera_s: float | None = None
     deadline_s: float | None = None
     other_device: bool = False
     commit: str = "warn"
@@ -177,6 +181,11 @@ class RealtimeConfig:
             raise ConfigError(
                 f"realtime: deadline_s is {self.deadline_s:g}; give more than 0, or leave it out "
                 "for period_s."
+            )
+        if self.camera_s is not None and not 0 < self.camera_s <= self.period_s:
+            raise ConfigError(
+                f"realtime: camera_s is {self.camera_s:g} and period_s {self.period_s:g}; give "
+                "more than 0 and no more than the period, or leave it out for that."
             )
         if not (0 <= self.transport_s < math.inf and 0 <= self.actuation_s < math.inf):
             raise ConfigError(
@@ -241,6 +250,11 @@ class RealtimeConfig:
                 )
             made[name] = data
         object.__setattr__(self, "settings", made)
+
+    @property
+    def camera(self) -> float:
+        """Seconds from one picture to the next, where the camera runs by itself."""
+        return self.camera_s or self.period_s
 
     @property
     def deadline(self) -> float:

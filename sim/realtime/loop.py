@@ -81,12 +81,8 @@ class RealtimeLoop:
                 f"realtime: the world's step is {body.step_s:g} s, so its clock would not go "
                 "forward; give more than 0."
             )
-        steps = config.period_s / body.step_s
-        if abs(steps - round(steps)) > 1e-6 or round(steps) < 1:
-            raise ConfigError(
-                f"realtime: period_s is {config.period_s:g}, and this world moves in steps of "
-                f"{body.step_s:g} s; give a multiple of that."
-            )
+        self._every = _steps("camera_s", config.camera, body)
+        self._period = _steps("period_s", config.period_s, body)
         self.config, self.body, self.think, self.limit_s = config, body, think, limit_s
         self.clock = ManualClock()
         lead = config.lead if config.mode == "overlap" else 0
@@ -95,7 +91,6 @@ class RealtimeLoop:
         )
         self.monitor = DeadlineMonitor(config.deadline)
         self.slot = NewestSlot(config.max_age_s)
-        self._every = round(steps)
         self._runs_free = config.mode in ("asynchronous", "realtime_chunking")
         self._transit: deque[tuple[float, Observation]] = deque()  # arrival, picture
         self._ready: deque[Ready] = deque()
@@ -167,11 +162,10 @@ class RealtimeLoop:
             return wanted and idle
         if step % self._every:
             return False
-        next_one = now + self.config.period_s + self.config.transport_s
-        if self._free_at >= next_one - EPS:
-            self.monitor.skip()
-            return False
-        return True
+        way = now + self.config.transport_s
+        if step % self._period == 0 and self._free_at >= way + self.config.period_s - EPS:
+            self.monitor.skip()  # no picture of this period will be thought about
+        return self._free_at < way + self.config.camera - EPS
 
     def _capture(self, seen: Observation, now: float) -> None:
         arrival = now if self._gift() else now + self.config.transport_s
@@ -198,7 +192,8 @@ class RealtimeLoop:
                 self.slot.put(picture, picture.stamp_s)
             picture = self.slot.take(self._free_at)
             lost = self.slot.drops.overwritten + self.slot.drops.too_old
-            self.monitor.skip(lost - self._lost)
+            if self._every == self._period:  # else another one of this period may be thought about
+                self.monitor.skip(lost - self._lost)
             self._lost = lost
             if picture is not None:
                 self._begin(picture, self._free_at)
@@ -256,3 +251,14 @@ class RealtimeLoop:
             self._paths = {t: rows for t, rows in self._paths.items() if t >= plan.stamp_s}
         fresh, self._path = path is not self._path, path
         return Move(command.action, path, elapsed, fresh)
+
+
+def _steps(name: str, seconds: float, body: Moving) -> int:
+    """Seconds in steps of the world."""
+    steps = seconds / body.step_s
+    if abs(steps - round(steps)) > 1e-6 or round(steps) < 1:
+        raise ConfigError(
+            f"realtime: {name} is {seconds:g}, and this world moves in steps of {body.step_s:g} s"
+            "; give a multiple of that."
+        )
+    return round(steps)

@@ -97,6 +97,25 @@ def test_a_gripper_or_a_chunk_may_go_on_while_it_waits() -> None:
     assert played(world) == [-1, -1, -1, 3, 4, 5, 6, 7, 503, 504]
 
 
+def test_the_newest_of_several_pictures_in_a_period_is_thought_about() -> None:
+    """The camera runs at 10 Hz; with one picture a period the chunk would be 0.1 s older."""
+    for camera, looks in ((0.1, [0, 3, 6, 9]), (None, [0, 2, 6, 8])):
+        world = Counting(12)
+        loop, starts = play(world, 0.3, mode="asynchronous", camera_s=camera, deadline_s=9.0)
+        assert starts[:4] == [0.0, 0.3, 0.6, 0.9]
+        assert [look for look in world.looks if look in looks] == looks
+        # In every third period nothing can start, whatever the camera does.
+        assert loop.figures()["misses"] == 2
+
+
+def test_a_camera_slower_than_the_period_is_refused() -> None:
+    for camera in (0.0, 0.3):
+        with pytest.raises(ConfigError, match=f"camera_s is {camera:g} and period_s 0.2"):
+            RealtimeConfig(0.2, 2, "brake", camera_s=camera)
+    with pytest.raises(ConfigError, match=r"camera_s is 0\.15, and this world moves in steps of"):
+        play(Counting(4), 0.0, mode="asynchronous", camera_s=0.15)
+
+
 def test_overlap_hides_what_fits_into_the_chunk() -> None:
     world = Counting(12)
     loop, starts = play(world, 0.2, mode="overlap", lead=2)
