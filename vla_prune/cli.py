@@ -219,13 +219,14 @@ def export(
     """
     from vla_prune.build import build_adapter
     from vla_prune.recon import export as exporting
+    from vla_prune.report import provenance
     from vla_prune.tune.measure import keep_ratios
 
     settings = exporting.ExportConfig(
         str(output), weights or None, keep_ratios(buckets), k, quantise, frames, provider, threads
     )
     with progress(f"export {policy}") as update:
-        result = exporting.export(settings, build_adapter(policy), update)
+        result = exporting.export(settings, build_adapter(policy), update, provenance(seed=0))
     out.print(exporting.told(result), highlight=False, markup=False)
     emit(result, as_json)
     if quantise == "none" and not result["parity"]["passed"]:

@@ -58,7 +58,7 @@ def exported(adapter, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     """The tiny pocket policy, in the form that is faster here."""
     folder = tmp_path_factory.mktemp("export")
     settings = ExportConfig(str(folder), "random", frames=FRAMES, threads=1)
-    return folder, export(settings, adapter)
+    return folder, export(settings, adapter, made={"commit": "abc"})
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,7 @@ def test_onnx_and_torch_keep_the_same_tokens(exported):
     assert written == set(document["files"].values())
     assert f"same tokens as torch on {FRAMES} of {FRAMES}" in told(document)
     assert "weights are random" in told(document)
+    assert document["commit"] == "abc"
 
 
 def test_files_say_what_they_are(adapter, exported):

@@ -108,7 +108,10 @@ class Seeing(nn.Module):
 
 
 def export(
-    settings: ExportConfig, adapter: Any, report: Callable[[float], None] | None = None
+    settings: ExportConfig,
+    adapter: Any,
+    report: Callable[[float], None] | None = None,
+    made: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the files and compare them with torch.
 
@@ -116,6 +119,7 @@ def export(
         settings: what and where.
         adapter: of the policy. Its vision encoder is moved to the CPU in float32.
         report: called with the share of frames compared, 0 to 1.
+        made: where and by what, as results files name it (`vla_prune.report.provenance`).
 
     Returns:
         What ``export.json`` holds: the files, where they came from, and ``parity``.
@@ -159,7 +163,7 @@ def export(
     graph = onnx.load(path, load_external_data=False)
     add_topk(graph)
     files = _choose(settings, graph, about, path, sorted(set(kept.values())), examples[:1])
-    document = {**about, "files": files}
+    document = {**(made or {}), **about, "files": files}
     (out / INDEX).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     vision = OrtVision(out, adapter.encoder(), about["views"], settings.provider, settings.threads)
     document["parity"] = compare(seeing, vision, kept, settings.frames, report)
