@@ -254,10 +254,11 @@ def test_swaps_within_rounding_are_counted_apart(vision, seeing):
     assert parity["overlap"]["0.25"] == pytest.approx(7 / 8)
 
 
-def test_the_networks_device_can_be_another_than_the_policys(adapter):
+def test_the_networks_device_and_dtype_can_be_others_than_the_policys(adapter):
     """As on a GPU, from where everything that is exported comes to the CPU."""
-    away = SimpleNamespace(device=torch.device("meta"), encoder=adapter.encoder)
-    network = load_network("random", away, torch.device("cpu"))
+    half = torch.nn.Linear(1, 1, device="meta", dtype=torch.float16)
+    away = SimpleNamespace(device=torch.device("meta"), encoder=adapter.encoder, model=half)
+    network = load_network("random", away, torch.device("cpu"), torch.float32)
     assert {(p.device.type, p.dtype) for p in network.parameters()} == {("cpu", torch.float32)}
     elsewhere = load_network("random", away)
     assert {(p.device.type, p.dtype) for p in elsewhere.parameters()} == {("meta", torch.bfloat16)}

@@ -69,17 +69,22 @@ def scoring_macs(pruner: Pruner, layout: TokenLayout, kept: Mapping[str, int]) -
 
 
 def load_network(
-    weights: str | None, adapter: Any, device: torch.device | None = None
+    weights: str | None,
+    adapter: Any,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """The network that a recipe's ``weights`` mean for this model, on its device or another.
 
-    In float32 on a CPU, where scores in half precision tie; in bfloat16 elsewhere.
+    As exact as the model unless a dtype is given: bfloat16 behind one in half precision, which
+    has rounded the tokens already, else float32.
     """
     from vla_prune.recon.checkpoint import find_reconstructor, load_reconstructor
     from vla_prune.recon.model import ReconConfig, ReconPruner
 
     encoder, device = adapter.encoder(), device or adapter.device
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    exact = next(adapter.model.parameters()).dtype == torch.float32
+    dtype = dtype or (torch.float32 if exact else torch.bfloat16)
     if weights == RANDOM:
         heads = max(1, encoder.dim // 128)
         ffn = round(encoder.dim * 11008 / 2048)

@@ -140,7 +140,7 @@ def export(
 
     model, out = adapter.model, Path(settings.out)
     model.towers.to("cpu", torch.float32)
-    network = load_network(settings.weights, adapter, torch.device("cpu"))
+    network = load_network(settings.weights, adapter, torch.device("cpu"), torch.float32)
     seeing = Seeing(model, network, adapter.layout).eval()
     kept = tokens_kept(settings.keep_ratios, adapter.layout)
     size = model.config.towers[0].image_size
