@@ -128,6 +128,9 @@ def test_onnx_and_torch_keep_the_same_tokens(exported):
     assert written == set(document["files"].values())
     assert f"same tokens as torch on {FRAMES} of {FRAMES}" in told(document)
     assert "weights are random" in told(document)
+    failed = {**document, "parity": {**parity, "passed": False}}
+    assert "by others: FAILED" in told(failed)
+    assert "int8 is not asked to be equal" in told({**failed, "quantise": "int8"})
     assert document["commit"] == "abc"
 
 

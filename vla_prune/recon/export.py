@@ -175,12 +175,15 @@ def export(
 def told(document: Mapping[str, Any]) -> str:
     """What :func:`export` did, for people."""
     parity = document["parity"]
+    verdict = "passed" if parity["passed"] else "FAILED"
+    if document["quantise"] != "none":
+        verdict = f"{document['quantise']} is not asked to be equal"
     lines = [
         f"wrote {', '.join(document['files'].values())}; reconstructor: {document['weights']}",
         f"parity on {document['provider']}: the same tokens as torch on {parity['equal']} of "
         f"{parity['frames']} random frames at all budgets; {parity['rounding']} differ by tokens "
         f"whose scores are equal to rounding (at most {TOLERATED:.0%} of the frames may), "
-        f"{parity['different']} by others: {'passed' if parity['passed'] else 'FAILED'}",
+        f"{parity['different']} by others: {verdict}",
         "overlap of kept tokens: "
         + ", ".join(f"{share:.6g} at {ratio}" for ratio, share in parity["overlap"].items())
         + f"; correlation of scores {parity['score_correlation']:.6g}",
