@@ -98,16 +98,16 @@ class RealtimeConfig:
     Attributes:
         period_s: replanning period.
         camera_s: from one picture to the next, where the camera runs by itself (``asynchronous``
-            and ``realtime_chunking``); None is period_s. Of the pictures in a period, the newest
-            is thought about.
+            and ``realtime_chunking``); None is period_s. Of the pictures in a period one is
+            thought about: the newest when the policy is free.
         deadline_s: what a new chunk may take from the picture to the actuator; None is period_s.
         execute: rows of a chunk that are played before the hold rule speaks.
         hold: what the machine does without a fresh action: a rule of `runtime.hold`.
         mode: ``synchronous`` takes a picture when the rows are over; ``overlap`` does so ``lead``
-            rows before that, neither more often than once a period; ``asynchronous`` thinks
-            without a pause, always about the newest picture; ``realtime_chunking`` too, and a
-            chunk takes over ``prefix`` rows after its picture and never sooner, so that what is
-            played meanwhile was known when it was made.
+            rows before that; ``asynchronous`` thinks as soon as there is a picture, always about
+            the newest; ``realtime_chunking`` too, and a chunk takes over ``prefix`` rows after its
+            picture and never sooner, so that what is played meanwhile was known when it was made.
+            None of them thinks more often than once a period.
         align: where a chunk begins that comes late: see `runtime.chunks`.
         join: when a chunk takes over: see `runtime.chunks`; ``replace`` for worlds of plans.
         lead: for ``overlap``.

@@ -6,8 +6,10 @@ what is played. Thinking begins and ends between the steps, too; what it leads t
 next step on. The slot, the chunks, the hold rule and the deadlines are those of a robot
 (`vla_prune.runtime`).
 
-A picture is drawn only if it can be thought about: one that a newer picture will have overwritten
-before the policy is free is counted and not drawn.
+A policy that runs by itself thinks once a period at most, about the newest of the period's
+pictures when it is free. A period none of whose pictures is thought about is a miss. A picture is
+drawn only if it can be thought about: one that a newer picture will have overwritten before the
+policy is free is not.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil, floor
 
 import numpy as np
 from vla_prune_sim.realtime.config import RealtimeConfig
@@ -82,7 +85,7 @@ class RealtimeLoop:
                 "forward; give more than 0."
             )
         self._every = _steps("camera_s", config.camera, body)
-        self._period = _steps("period_s", config.period_s, body)
+        _steps("period_s", config.period_s, body)
         self.config, self.body, self.think, self.limit_s = config, body, think, limit_s
         self.clock = ManualClock()
         lead = config.lead if config.mode == "overlap" else 0
@@ -99,6 +102,8 @@ class RealtimeLoop:
         self._release = float("-inf")  # when the next picture is due, if it is wanted
         self._paths: dict[float, np.ndarray] = {}  # stamp -> the rows as the policy gave them
         self._path: np.ndarray | None = None
+        self._begun = -1  # the last period one of whose pictures was thought about
+        self._held: int | None = None  # the period of the picture in the slot
         self._lost = self._too_late = self._refused = 0
         self._why = ""  # the first chunk was refused
         self._first = True
@@ -122,6 +127,7 @@ class RealtimeLoop:
             self.body.move(self._move(now))
             step += 1
             self.clock.advance(self.body.step_s)
+        self._count_last_periods(self.clock.now())
 
     def figures(self) -> dict[str, float | int | str | None]:
         """What the episode says of its timing, milliseconds where so named; None if not known.
@@ -162,10 +168,23 @@ class RealtimeLoop:
             return wanted and idle
         if step % self._every:
             return False
-        way = now + self.config.transport_s
-        if step % self._period == 0 and self._free_at >= way + self.config.period_s - EPS:
-            self.monitor.skip()  # no picture of this period will be thought about
-        return self._free_at < way + self.config.camera - EPS
+        self._think_until(now - 3 * EPS)  # what began between two steps
+        free_in_time = self._free_at < now + self.config.transport_s + self.config.camera - EPS
+        return free_in_time and self._place(now) > self._begun
+
+    def _place(self, stamp_s: float) -> int:
+        """The period that a picture belongs to."""
+        return floor(stamp_s / self.config.period_s + 1e-6)
+
+    def _count_last_periods(self, now: float) -> None:
+        """Periods behind the last thought whose pictures can no longer be thought about."""
+        if not self._runs_free:
+            return
+        since = now - self.config.transport_s + self.config.camera
+        over = ceil(since / self.config.period_s - 1e-6) - 1  # their last picture has come
+        waiting = {self._held, *(self._place(picture.stamp_s) for _, picture in self._transit)}
+        lost = [place for place in range(self._begun + 1, over) if place not in waiting]
+        self.monitor.skip(len(lost))
 
     def _capture(self, seen: Observation, now: float) -> None:
         arrival = now if self._gift() else now + self.config.transport_s
@@ -188,11 +207,10 @@ class RealtimeLoop:
         """Begin whatever could begin by now, in the order in which it does."""
         while self._free_at <= now + EPS:
             while self._transit and self._transit[0][0] <= self._free_at + EPS:
-                _, picture = self._transit.popleft()
-                self.slot.put(picture, picture.stamp_s)
-            picture = self.slot.take(self._free_at)
+                self._arrive(self._transit.popleft()[1])
+            picture, self._held = self.slot.take(self._free_at), None
             lost = self.slot.drops.overwritten + self.slot.drops.too_old
-            if self._every == self._period:  # else another one of this period may be thought about
+            if not self._runs_free:  # else periods are counted
                 self.monitor.skip(lost - self._lost)
             self._lost = lost
             if picture is not None:
@@ -202,7 +220,18 @@ class RealtimeLoop:
             else:
                 return
 
+    def _arrive(self, picture: Observation) -> None:
+        """Into the slot, if its period has not been thought about meanwhile."""
+        place = self._place(picture.stamp_s)
+        if not self._runs_free or place > self._begun:
+            self.slot.put(picture, picture.stamp_s)
+            self._held = place
+
     def _begin(self, picture: Observation, start: float) -> None:
+        if self._runs_free:
+            place = self._place(picture.stamp_s)
+            self.monitor.skip(place - self._begun - 1)
+            self._begun = place
         thought = self.think(picture, start)
         seconds, actuation = thought.seconds, self.config.actuation_s
         if self._gift():

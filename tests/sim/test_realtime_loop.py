@@ -108,6 +108,40 @@ def test_the_newest_of_several_pictures_in_a_period_is_thought_about() -> None:
         assert loop.figures()["misses"] == 2
 
 
+@pytest.mark.parametrize("camera", [0.1, None])
+@pytest.mark.parametrize("transport", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.19, 0.25, 0.3, 0.55, 1.0, 2.45])
+def test_each_period_is_one_release_and_at_most_one_thought(
+    camera: float | None, transport: float, seconds: float
+) -> None:
+    options = {"mode": "asynchronous", "camera_s": camera, "transport_s": transport}
+    loop, starts = play(Counting(110), seconds, deadline_s=9.0, **options)
+    told = loop.figures()
+    # Left open are periods whose pictures wait or are on their way when the episode ends.
+    assert 53 - transport / 0.2 <= told["releases"] <= 55
+    assert told["misses"] == told["releases"] - len(starts)
+    if seconds < 0.2:
+        assert told["misses"] == 0
+    else:
+        assert told["misses"] == pytest.approx(told["releases"] * (1 - 0.2 / seconds), abs=2)
+
+
+def test_a_camera_faster_than_the_period_makes_no_more_plans() -> None:
+    world = Counting(12)
+    _, starts = play(world, 0.05, mode="asynchronous", camera_s=0.1)
+    assert starts == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert world.looks == [0, 2, 4, 6, 8, 10]
+
+
+def test_periods_that_pass_while_a_call_goes_on_are_missed_whatever_the_camera_does() -> None:
+    """0.25 s on periods of 0.2 s: every fifth goes by without a thought."""
+    for camera in (0.1, None):
+        loop, starts = play(
+            Counting(100), 0.25, mode="asynchronous", camera_s=camera, deadline_s=9.0
+        )
+        assert (len(starts), loop.figures()["misses"]) == (40, 10)
+
+
 def test_a_camera_slower_than_the_period_is_refused() -> None:
     for camera in (0.0, 0.3):
         with pytest.raises(ConfigError, match=f"camera_s is {camera:g} and period_s 0.2"):
