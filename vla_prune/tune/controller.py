@@ -5,7 +5,9 @@ downwards. Each rung has an expected latency from the profile; what the machine 
 a load, which is measured at whatever rung runs. Going down is quick (the median of the last three
 cycles), going up is slow (all of the last ``window`` cycles must have had room to spare, for
 ``patience`` cycles, one rung at a time), and a step up that had to be taken back doubles the
-patience: under constant load the changes die out whatever the expected latencies were worth.
+patience: under constant load the changes die out whatever the expected latencies were worth. A
+hold ends as soon as the floor fits again, and if that had to be taken back, after twice as many
+such cycles.
 Example::
 
     controller = Controller(ControllerConfig((1.0, 0.5, 0.25), (0.09, 0.06, 0.04), period_s=0.1))
@@ -158,6 +160,9 @@ class State:
         room: for each rung, for how many cycles it has fitted with room to spare.
         patience: how many are needed now.
         since_up: cycles since the last step up.
+        hold_patience: in how many cycles the floor has to fit before a hold ends.
+        hold_room: in how many it has.
+        since_hold: cycles since the last hold.
     """
 
     rung: int
@@ -168,6 +173,9 @@ class State:
     room: list[int] = field(default_factory=list)
     patience: int = 1
     since_up: int = 0
+    hold_patience: int = 1
+    hold_room: int = 0
+    since_hold: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,7 @@ class Controller:
         state = State(next(fitting, last), room=[0] * (last + 1), patience=c.patience)
         state.loads, state.lates = deque(maxlen=c.window), deque(maxlen=c.window)
         state.hard = deque(maxlen=c.window)
-        state.since_up = c.patience + QUICK + 1
+        state.since_up, state.since_hold = c.patience + QUICK + 1, c.max_patience
         return state
 
     def decide(self, state: State, measurement: Measurement) -> Decision:
@@ -232,8 +240,8 @@ class Controller:
             state.rung, reason = state.rung + 1, "easy"
         elif self._may_rise(state, enough):
             state.rung, state.since_up, reason = state.rung - 1, 0, "room"
-        allowed = self._taken_back_at() if state.hand_over else c.period_s
-        state.hand_over = state.rung == last and quick[last] > allowed
+        state.hand_over = state.rung == last and self._holds(state, quick[last])
+        state.since_hold = 0 if state.hand_over else state.since_hold + 1
         if state.hand_over:
             reason = "floor"
         expected = quick[state.rung]
@@ -246,6 +254,24 @@ class Controller:
             state.hard[-1],
             reason,
         )
+
+    def _holds(self, state: State, seconds: float) -> bool:
+        """Whether a floor that takes so long leaves the machine to the hold rule."""
+        c = self.config
+        if not state.hand_over:
+            if seconds <= c.period_s:
+                return False
+            soon = state.since_hold < c.max_patience
+            state.hold_patience = min(2 * state.hold_patience, c.max_patience) if soon else 1
+            state.hold_room = 0
+            return True
+        if seconds <= (1 - c.up_margin) * c.period_s:
+            return False
+        if seconds <= self._taken_back_at():
+            state.hold_room += 1
+        elif seconds > c.period_s:
+            state.hold_room = 0
+        return state.hold_room < state.hold_patience
 
     def _taken_back_at(self) -> float:
         """Expected seconds at which the hold ends: with the margin free, or half of what is left.
@@ -292,10 +318,11 @@ class Controller:
         # A step up that is taken back soon was a mistake; one that lasted was none.
         soon = state.since_up <= c.patience + QUICK
         state.patience = min(2 * state.patience, c.max_patience) if soon else c.patience
-        if state.since_up <= QUICK:
+        left = (1 - c.margin) * c.period_s - late
+        if state.since_up <= QUICK and left > 0:
             rung = state.rung + 1  # where it came from: that did fit, whatever the load says
         if rung < len(c.buckets) - 1:
-            most = ((1 - c.margin) * c.period_s - late) / c.latency_s[rung]
+            most = left / c.latency_s[rung]
             loads = [min(load, most) for load in state.loads]
             state.loads.clear()
             state.loads.extend(loads)
