@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from vla_prune import config
-from vla_prune.errors import ConfigError, did_you_mean
+from vla_prune.errors import ConfigError, MissingError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,13 @@ def resolved(row: Any, suite: str, cut_layer: int | None) -> Any:
         if suite not in file:
             raise did_you_mean("run: rows: tuned", "suite", suite, file)
         file = file[suite]
-    data = config.load(file)
+    try:
+        data = config.load(file)
+    except MissingError as error:
+        raise MissingError(
+            f"run: rows: tuned: {file} is not there; 'vla-prune tune' writes it, with --out "
+            f"{Path(file).parent}."
+        ) from error
     known = [f.name for f in fields(Tuned)]
     found = {name: value for name, value in data.items() if name in known}
     config.check_keys(str(file), Tuned, found)
