@@ -119,7 +119,7 @@ class RealtimeConfig:
         profile: file that ``vla-prune profile`` wrote; or suite -> file.
         other_device: the profile stands for another device than this one; its dtype, kernel and
             threads are its own.
-        commit: ``warn`` or ``refuse`` a profile of another commit.
+        commit: ``warn`` of a profile of another commit, ``refuse`` or ``ignore`` it.
         settings: name -> fields of `Setting`; rows run in each of them.
         handover: the machine is handed over with its first chunk, which costs nothing. For
             vehicles that drive when an episode begins.
@@ -210,10 +210,10 @@ class RealtimeConfig:
                         f"realtime: limit_s: {suite} is over after {seconds:g} s; give more than "
                         "0."
                     )
-        if self.commit not in ("warn", "refuse") or self.seed < 0:
+        if self.commit not in ("warn", "refuse", "ignore") or self.seed < 0:
             raise ConfigError(
-                f"realtime: commit {self.commit!r} and seed {self.seed}; commit is warn or "
-                "refuse, the seed 0 or more."
+                f"realtime: commit {self.commit!r} and seed {self.seed}; commit is warn, refuse "
+                "or ignore, the seed 0 or more."
             )
         if (self.latency == "profile") != bool(self.profile):
             raise ConfigError(

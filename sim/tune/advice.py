@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,14 @@ def what_would(
     deadline_ms: float,
     percentile: int,
     dt_ms: float,
+    others: Sequence[float] = (),
 ) -> str:
-    """A sentence for a deadline that no budget meets."""
+    """A sentence for a deadline that no candidate meets; ``others`` are budgets that would."""
     stages = {name: model.stage(name, fastest.tokens) for name in profile.stages}
     total = sum(stages.values())
     helps = []
+    if others:
+        helps.append(f"keep ratio {', '.join(f'{keep:g}' for keep in others)}, not asked for")
     denoise = stages.get("denoise", 0.0)
     way = fastest.predicted_ms - model.predict(fastest.tokens, percentile)
     fits = [

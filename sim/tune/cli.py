@@ -43,7 +43,10 @@ def tune(
     overrides: Set = [],  # noqa: B006 typer needs a list
     as_json: Json = False,
 ) -> None:
-    """Which budget a deadline leaves: forecast, closed loop in real time, a ready config."""
+    """Which budget a deadline leaves: forecast, closed loop in real time, a ready config.
+
+    Its last line is JSON in any case: what is recommended is for programs, too.
+    """
     from vla_prune_sim import rollout
     from vla_prune_sim.tune import tuner
     from vla_prune_sim.tune.config import Request, TuneConfig, seconds
@@ -102,7 +105,7 @@ def tune(
         markup=False,
         soft_wrap=True,
     )
-    emit(found, as_json)
+    emit(found, True)
 
 
 def _ratios(text: str) -> list[float]:

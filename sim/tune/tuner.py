@@ -71,6 +71,7 @@ def tune(
         ConfigError: the profile is of something else, no budget meets the deadline (and what
             would), or none that does reaches the bounds.
     """
+    _check_camera(config, request)
     profile = Profile.load(request.profile)
     config = _by_profile(config, profile, request)
     subject = _subject(config, profile, request, say)
@@ -79,6 +80,7 @@ def tune(
         say(said)
     meeting = [forecast for forecast in forecasts if forecast.meets]
     if not meeting:
+        others = _left_out(subject, forecasts, config, request)
         fastest = min(forecasts, key=lambda forecast: forecast.predicted_ms)
         raise ConfigError(
             what_would(
@@ -88,6 +90,7 @@ def tune(
                 1e3 * request.deadline,
                 request.percentile,
                 1e3 * subject.dt_s,
+                others,
             )
         )
     played, dense = _halve(config, request, subject, meeting, folder, play, say)
@@ -99,11 +102,28 @@ def tune(
     return _document(config, request, subject, forecasts, curve, dense, best, ladder, folder)
 
 
+def _check_camera(config: TuneConfig, request: Request) -> None:
+    """Refuse a period in which there is no picture."""
+    camera = config.realtime.get("camera_s")
+    if camera is not None and request.period_s < camera:
+        raise ConfigError(
+            f"tune: --period is {1e3 * request.period_s:g} ms, and there are {1e3 * camera:g} ms "
+            "between two pictures (camera_s of the tune config); give at least that, or a faster "
+            "camera with --set realtime.camera_s=SECONDS."
+        )
+
+
 def _by_profile(config: TuneConfig, profile: Profile, request: Request) -> TuneConfig:
     """What the config leaves open, as the profile has it. Cores are shared by workers."""
     measured = profile.subject
     cut = measured.cut_layer if config.cut_layer is None else config.cut_layer
     threads = config.threads or (1 if request.other_device else measured.threads)
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        raise ConfigError(
+            f"tune: {request.profile} was measured with {threads} CPU threads, and this machine "
+            f"has {cores}; profile it here, or give --other-device if it speaks for another."
+        )
     workers = config.workers or max(1, (os.cpu_count() or 1) // threads)
     return replace(config, cut_layer=cut, threads=threads, workers=workers)
 
@@ -116,6 +136,12 @@ def _subject(
     from vla_prune.tune.measure import ProfileConfig, subject_of
 
     recipe = profile.subject.recipe
+    usual = torch.get_num_threads()
+    if usual != config.threads and not request.other_device:
+        say(
+            f"profile: it was measured with {config.threads} CPU threads, and torch takes {usual} "
+            f"here: run the policy with {config.threads}, or profile again."
+        )
     torch.set_num_threads(config.threads)
     adapter = build_adapter(request.policy)
     now = subject_of(adapter, ProfileConfig(request.policy, recipe, cut_layer=config.cut_layer))
@@ -136,14 +162,31 @@ def _subject(
 
 
 def _forecasts(subject: Subject, config: TuneConfig, request: Request) -> list[Forecast]:
-    way = float(config.realtime.get("transport_s", 0.0) + config.realtime.get("actuation_s", 0.0))
     made = []
     for keep, views in subject.views.items():
         tokens = sum(views.values())
-        predicted = subject.model.predict(tokens, request.percentile) + 1e3 * way
+        predicted = _predicted_ms(subject, config, request, tokens)
         meets = predicted <= 1e3 * request.deadline
         made.append(Forecast(keep, tokens, views, predicted, meets))
     return made
+
+
+def _predicted_ms(subject: Subject, config: TuneConfig, request: Request, tokens: int) -> float:
+    """From the picture to the actuator."""
+    way = float(config.realtime.get("transport_s", 0.0) + config.realtime.get("actuation_s", 0.0))
+    return subject.model.predict(tokens, request.percentile) + 1e3 * way
+
+
+def _left_out(
+    subject: Subject, forecasts: Sequence[Forecast], config: TuneConfig, request: Request
+) -> list[float]:
+    """Budgets of the profile that are no candidates and would meet the deadline."""
+    return [
+        bucket.keep_ratio
+        for bucket in subject.profile.ladder
+        if bucket.keep_ratio not in {forecast.keep_ratio for forecast in forecasts}
+        and _predicted_ms(subject, config, request, bucket.tokens) <= 1e3 * request.deadline
+    ]
 
 
 def _told(forecasts: Sequence[Forecast], request: Request) -> list[str]:
@@ -212,7 +255,7 @@ def _table(
         "latency": "profile",
         "profile": request.profile,
         "other_device": request.other_device,
-        "commit": request.commit,
+        "commit": "ignore",  # the profile was checked, and its commit told, before
         "settings": {SETTING: {"factor": request.factor}},
     }
     return RunConfig(

@@ -192,6 +192,14 @@ def test_the_age_at_the_actuator_has_all_its_parts() -> None:
     assert loop.figures()["misses"] == 0
 
 
+def test_a_deadline_is_met_at_the_actuator() -> None:
+    """0.1 s of thinking meet 0.25 s, and with 0.2 s behind them they do not."""
+    for actuation, missed in ((0.1, 0), (0.2, 3)):
+        options = {"actuation_s": actuation, "deadline_s": 0.25, "period_s": 0.4}
+        loop, starts = play(Counting(12), 0.1, mode="asynchronous", **options)
+        assert (len(starts), loop.figures()["misses"]) == (3, missed)
+
+
 def test_realtime_chunking_switches_when_it_said_it_would() -> None:
     """Ready after 0.1 s, but three rows were frozen: the new chunk begins with its row 3."""
     world = Counting(12)
@@ -366,7 +374,7 @@ def test_loads_rise_and_fall() -> None:
         ({"transport_s": np.inf}, "transport_s inf"),
         ({"actuation_s": np.nan}, "actuation_s nan"),
         ({"period_s": np.inf}, "the period is finite"),
-        ({"commit": "maybe"}, "commit is warn or refuse"),
+        ({"commit": "maybe"}, "commit is warn, refuse or ignore"),
         ({"seed": -1}, "the seed 0 or more"),
         ({"charged_as": {"grid": "dual_level"}}, "names recipes of a profile, and latency is"),
         ({"controller": {"patiense": 1}}, "did you mean 'patience'"),

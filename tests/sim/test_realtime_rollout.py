@@ -285,6 +285,38 @@ def test_calls_that_cut_nothing_yet_do_not_look_like_a_load(profile: Profile) ->
         assert list(pilot.state.loads) == pytest.approx(known, rel=0.01)
 
 
+def test_the_controller_counts_the_way_to_the_actuator(profile: Profile) -> None:
+    realtime = RealtimeConfig(
+        0.1, 2, "continue_chunk", latency="profile", profile="x", ladder=KEEPS, actuation_s=0.06
+    )
+    pilot = make_pilot(realtime, rounds(profile), Setting())
+    chunk = ActionChunk(np.zeros((2, 1)), 0.1, 0.0, {"decoder.2": np.arange(4)})
+    decision = pilot.choose(0.0)
+    for _ in range(5):
+        pilot.learn(decision.rung, pilot.controller.config.latency_s[decision.rung], chunk)
+        decision = pilot.choose(0.0)
+    # 34 ms and 60 ms behind it: the half would be on time, and what it leads to would not.
+    assert decision.keep_ratio == 0.25
+    assert decision.expected_s == pytest.approx(0.0325 + 0.06, abs=0.003)
+
+
+def test_what_a_call_takes_here_may_be_charged(config: rollout.RunConfig) -> None:
+    """Live: times are this machine's, so a device 1e4 times slower acts on nothing in time."""
+    live = {"period_s": 0.2, "execute": 2, "hold": {"name": "hold", "action": [0.0] * 7}}
+    live |= {"mode": "asynchronous", "latency": "live"}
+    live["settings"] = {"here": {}, "slower": {"factor": 1e4}}
+    rows = [{"recipe": "dense"}, {"recipe": "dual_level", "keep_ratio": 0.25}]
+    found = rollout.run(replace(config, rows=rows, realtime=live))
+    for result in found:
+        assert result["llm_ms"] > 0
+        timing = result["realtime"]
+        if result["setting"] == "slower":
+            assert timing["age_p50_ms"] is None
+            assert timing["misses"] == timing["releases"] > 0
+        else:
+            assert timing["age_p50_ms"] > 0
+
+
 def check(config: rollout.RunConfig, profile: Profile, file: Path) -> None:
     profile.save(file)
     realtime = replace(config.realtime, profile=str(file))

@@ -276,6 +276,50 @@ def test_threads_are_those_that_the_profile_was_measured_with(
     assert asked == [2, 2]
 
 
+def test_threads_that_this_machine_has_not_are_refused_and_others_told(
+    config: TuneConfig,
+    request_: Request,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    play = Scores({0.5: 0.5, 0.25: 0.5})
+    profile = Profile.load(folder / "profile.json")
+    replace(profile, subject=replace(profile.subject, threads=64)).save(tmp_path / "p.json")
+    monkeypatch.setattr(tuner.os, "cpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match="with 64 CPU threads, and this machine has 2; profile"):
+        tuner.tune(config, replace(request_, profile=str(tmp_path / "p.json")), tmp_path, play)
+    said: list[str] = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        tuner.tune(config, request_, tmp_path, play, said.append)
+    finally:
+        torch.set_num_threads(before)
+    assert "with 1 CPU threads, and torch takes 2 here: run the policy with 1" in said[0]
+
+
+def test_a_slower_device_and_the_way_there_and_back_are_in_the_forecast(
+    config: TuneConfig, request_: Request, tmp_path: Path
+) -> None:
+    class Asked(Scores):
+        def __call__(self, table: rollout.RunConfig) -> Sequence[Mapping[str, Any]]:
+            self.factors = {s.factor for s in table.realtime.settings.values()}
+            return super().__call__(table)
+
+    play = Asked({1.0: 0.5, 0.5: 0.5, 0.25: 0.5})
+    long = replace(request_, period_s=1.0)
+    plain = tuner.tune(config, long, tmp_path, play)["forecast"]
+    assert play.factors == {1.0}
+    slow = tuner.tune(config, replace(long, factor=2.0), tmp_path, play)["forecast"]
+    assert play.factors == {2.0}
+    far = replace(config, realtime={**REALTIME, "transport_s": 0.02, "actuation_s": 0.03})
+    away = tuner.tune(far, long, tmp_path, play)["forecast"]
+    for one, two, three in zip(plain, slow, away, strict=True):
+        assert two["predicted_ms"] == pytest.approx(2 * one["predicted_ms"])
+        assert three["predicted_ms"] == pytest.approx(one["predicted_ms"] + 50.0)
+
+
 def test_a_profile_of_another_commit_is_told(
     config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
 ) -> None:
@@ -300,6 +344,10 @@ def test_a_deadline_that_no_budget_meets_says_what_would(
     with pytest.raises(ConfigError) as told:
         tuner.tune(config, short, tmp_path, Scores({}))
     said = str(told.value)
+    assert "not asked for" not in said
+    dense = replace(request_, period_s=0.08, keep_ratios=[1.0])
+    with pytest.raises(ConfigError, match=r"what would: keep ratio 0\.5, 0\.25, not asked for"):
+        tuner.tune(config, dense, tmp_path, Scores({}))
     assert said.startswith("tune: no budget meets 20 ms at the 99th percentile: the fastest, ")
     assert "keep ratio 0.25, takes 34.1 ms, of which prefill takes 69%" in said
     assert "a period of 34 ms, or 1 actions of 100 ms played" in said
@@ -342,6 +390,9 @@ def test_mistakes_are_named(
         tuner.tune(config, another, tmp_path, play)
     with pytest.raises(ConfigError, match="a rung lacks places of the one before"):
         replace(config, rungs=list(reversed(config.rungs)))
+    camera = replace(config, realtime={**REALTIME, "camera_s": 0.2})
+    with pytest.raises(ConfigError, match="--period is 100 ms, and there are 200 ms between two"):
+        tuner.tune(camera, request_, tmp_path, play)
     with pytest.raises(ConfigError, match="rungs is empty"):
         replace(config, rungs=[])
     with pytest.raises(ConfigError, match="period_s is what tune is asked about"):
@@ -396,7 +447,7 @@ def test_the_two_commands_fit_each_other_whatever_was_measured(
         app = typer.Typer()
         app.command()(command)
         options = ["--profile", file, "--period", "10s", "--config", str(tmp_path / "tune.yaml")]
-        told = CliRunner().invoke(app, [policy, *options, "--out", str(tmp_path / "o"), "--json"])
+        told = CliRunner().invoke(app, [policy, *options, "--out", str(tmp_path / "o")])
         assert told.exit_code == 0, (told.output, told.exception)
     finally:
         torch.set_num_threads(before)
@@ -445,3 +496,10 @@ def test_the_command_tunes_is_interrupted_and_goes_on(
     assert {"recipe", "buckets", "score", "miss_rate", "ceiling", "curve"} <= set(found)
     assert found["keep_ratio"] in (0.5, 0.25)
     assert json.loads((tmp_path / "out" / "tune.json").read_text()) == found
+    whole = [*options[:-1], str(tmp_path / "whole")]
+    told = CliRunner().invoke(app, [str(folder / "policy.yaml"), *whole])
+    straight = json.loads(told.stdout.splitlines()[-1])
+    files = ("config", "recipe_file", "command")
+    assert {k: v for k, v in found.items() if k not in files} == {
+        k: v for k, v in straight.items() if k not in files
+    }

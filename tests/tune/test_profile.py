@@ -141,7 +141,7 @@ def test_another_commit_is_told_and_refused_on_demand(tmp_path: Path) -> None:
     changed = replace(SUBJECT, commit="abc123+changes")
     [said] = replace(made, subject=changed).check(changed)  # need not be the same changes
     assert "abc123+changes" in said
-    with pytest.raises(ConfigError, match="choose warn or refuse"):
+    with pytest.raises(ConfigError, match="choose warn, refuse or ignore"):
         made.check(now, commit="never")
 
 

@@ -175,8 +175,10 @@ class Profile:
         Raises:
             ConfigError: the first difference, in a sentence.
         """
-        if commit not in ("warn", "refuse"):
-            raise ConfigError(f"profile: commit {commit!r} is unknown; choose warn or refuse.")
+        if commit not in ("warn", "refuse", "ignore"):
+            raise ConfigError(
+                f"profile: commit {commit!r} is unknown; choose warn, refuse or ignore."
+            )
         same = ["policy", "config_hash", "weights_hash", "recipe", "recipe_hash", "cut_layer"]
         same += [] if other_device else ["device", "dtype", "attention", "threads"]
         for name in same:
@@ -189,7 +191,8 @@ class Profile:
                     + (", or say that the profile stands for another device." if own else ".")
                 )
         # Two trees with changes at one commit need not have the same ones.
-        if self.subject.commit == now.commit and not now.commit.endswith(report.CHANGES):
+        same = self.subject.commit == now.commit and not now.commit.endswith(report.CHANGES)
+        if same or commit == "ignore":
             return ()
         said = (
             f"profile: it was measured at commit {self.subject.commit}, this is {now.commit}; "
