@@ -184,6 +184,10 @@ def test_dense_is_named_where_it_meets_the_deadline_and_is_better(
     play = Scores({1.0: 0.2, 0.5: 0.2, 0.25: 0.25})
     found = tuner.tune(config, replace(request_, period_s=0.2), tmp_path, play, said.append)
     assert "dense meets the deadline, too (105" in said[-1]
+    far = replace(config, realtime={**REALTIME, "transport_s": 0.05, "actuation_s": 0.05})
+    said.clear()
+    tuner.tune(far, replace(request_, period_s=0.2), tmp_path, play, said.append)
+    assert not any("dense meets" in line for line in said)
     assert "the scenes that the budget was chosen on" in found["scored_on"]
 
 

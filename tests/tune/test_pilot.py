@@ -32,6 +32,14 @@ def test_a_load_leads_down_and_its_end_up_again() -> None:
     assert pilot.handed_over == 0
 
 
+def test_a_call_that_was_refused_does_not_count_the_one_before_again() -> None:
+    pilot = Pilot(Controller(ControllerConfig(**CONFIG)))
+    pilot.learn(pilot.choose(0.0).rung, 0.5, chunk())  # one slow call, and then none that is told
+    for _ in range(5):
+        pilot.choose(0.0)
+    assert list(pilot.state.loads) == pytest.approx([0.5 / 0.09])
+
+
 @pytest.mark.parametrize("name", ["entropy", "disagreement"])
 def test_an_easy_scene_runs_at_less_and_a_hard_one_at_all_there_is_time_for(name: str) -> None:
     config = ControllerConfig(**CONFIG, easy=2, **{name: (0.2, 0.8)})

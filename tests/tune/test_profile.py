@@ -165,6 +165,16 @@ def _broken(tmp_path: Path, change) -> Path:
         (lambda d: d["subject"].pop("dtype"), "'dtype' is missing"),
         (lambda d: d["buckets"].pop(0), "first bucket is not dense"),
         (lambda d: d.update(buckets=3), "another form"),
+        (lambda d: d["stages"].remove("prefill"), "stage 'prefill' is missing"),
+        (lambda d: d["buckets"][1].update(tokens=10**6), "keeps 1000000 of"),
+        (lambda d: d.update(scaled_by="slow"), "another form"),
+        (
+            lambda d: [
+                b["samples_ms"].update({s: [t] for s, t in b["samples_ms"].items()})
+                for b in d["buckets"]
+            ],
+            "one list each",
+        ),
     ],
 )
 def test_a_broken_file_gets_one_sentence(tmp_path: Path, change, said: str) -> None:

@@ -317,7 +317,7 @@ def _parsed(where: str, data: Any) -> Profile:
             data["machine"],
             int(data["visual_tokens"]),
             buckets,
-            data["scaled_by"],
+            float(data["scaled_by"]),
             int(data["chunk_rows"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -326,18 +326,24 @@ def _parsed(where: str, data: Any) -> Profile:
         ) from error
     if not buckets or buckets[0].recipe != "dense":
         raise ConfigError(f"profile {where}: its first bucket is not dense; make it again.")
+    for bucket in buckets:
+        if not 0 <= bucket.tokens <= profile.visual_tokens:
+            raise ConfigError(
+                f"profile {where}: bucket {bucket.recipe} {bucket.keep_ratio:g} keeps "
+                f"{bucket.tokens} of {profile.visual_tokens} visual tokens; make it again."
+            )
     return profile
 
 
 def _bucket(where: str, entry: Mapping[str, Any], stages: list[str]) -> Bucket:
     name = f"profile {where}: bucket {entry['recipe']} {entry['keep_ratio']:g}"
     for stage in (*NEEDED, *stages):
-        if stage not in entry["samples_ms"]:
+        if stage not in entry["samples_ms"] or stage not in stages:
             raise ConfigError(f"{name}: stage {stage!r} is missing; make the profile again.")
     samples = {stage: np.asarray(entry["samples_ms"][stage], dtype=float) for stage in stages}
     lengths = {times.shape for times in samples.values()}
     sound = all(np.isfinite(times).all() and (times >= 0).all() for times in samples.values())
-    if len(lengths) != 1 or 0 in next(iter(lengths)) or not sound:
+    if len(lengths) != 1 or 0 in next(iter(lengths)) or len(next(iter(lengths))) != 1 or not sound:
         raise ConfigError(
             f"{name}: its stages do not have one list each of as many times of 0 ms or more; make "
             "the profile again."
