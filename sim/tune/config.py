@@ -66,7 +66,7 @@ class TuneConfig:
         execute: as in a run config, which reference rows of worlds of plans need.
         seed: of the simulator's draws.
         workers: as in a run config.
-        threads: torch threads in each worker; 0 for the profile's.
+        threads: torch threads in each worker; 0 for one, whatever the profile was measured with.
         sim: handed to the world.
     """
 
@@ -111,7 +111,7 @@ class TuneConfig:
         if self.threads < 0 or self.workers < 0:
             raise ConfigError(
                 f"tune: threads {self.threads} and workers {self.workers}; give 1 or more, or 0 "
-                "for the profile's threads and for as many workers as there are cores."
+                "for one thread each and for as many workers as there are cores."
             )
         for name in ("period_s", "deadline_s", "latency", "profile", "settings", "ladder"):
             if name in self.realtime:

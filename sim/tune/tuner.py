@@ -114,17 +114,18 @@ def _check_camera(config: TuneConfig, request: Request) -> None:
 
 
 def _by_profile(config: TuneConfig, profile: Profile, request: Request) -> TuneConfig:
-    """What the config leaves open, as the profile has it. Cores are shared by workers."""
+    """What the config leaves open. Times come from the profile, so a core plays a worker."""
     measured = profile.subject
     cut = measured.cut_layer if config.cut_layer is None else config.cut_layer
-    threads = config.threads or (1 if request.other_device else measured.threads)
     cores = os.cpu_count() or 1
-    if threads > cores:
+    if measured.threads > cores and not request.other_device:
         raise ConfigError(
-            f"tune: {request.profile} was measured with {threads} CPU threads, and this machine "
-            f"has {cores}; profile it here, or give --other-device if it speaks for another."
+            f"tune: {request.profile} was measured with {measured.threads} CPU threads, and this "
+            f"machine has {cores}; profile it here, or give --other-device if it speaks for "
+            "another."
         )
-    workers = config.workers or max(1, (os.cpu_count() or 1) // threads)
+    threads = config.threads or 1
+    workers = config.workers or max(1, cores // threads)
     return replace(config, cut_layer=cut, threads=threads, workers=workers)
 
 
@@ -136,13 +137,13 @@ def _subject(
     from vla_prune.tune.measure import ProfileConfig, subject_of
 
     recipe = profile.subject.recipe
-    usual = torch.get_num_threads()
-    if usual != config.threads and not request.other_device:
+    usual, measured = torch.get_num_threads(), profile.subject.threads
+    if usual != measured and not request.other_device:
         say(
-            f"profile: it was measured with {config.threads} CPU threads, and torch takes {usual} "
-            f"here: run the policy with {config.threads}, or profile again."
+            f"profile: it was measured with {measured} CPU threads, and torch takes {usual} "
+            f"here: run the policy with {measured}, or profile again."
         )
-    torch.set_num_threads(config.threads)
+        torch.set_num_threads(measured)
     adapter = build_adapter(request.policy)
     now = subject_of(adapter, ProfileConfig(request.policy, recipe, cut_layer=config.cut_layer))
     for said in profile.check(now, request.other_device, request.commit):
@@ -259,8 +260,8 @@ def _table(
         "deadline_s": request.deadline_s,
         "latency": "profile",
         "profile": request.profile,
-        "other_device": request.other_device,
-        "commit": "ignore",  # the profile was checked, and its commit told, before
+        "other_device": True,  # it was checked before; what plays here is a simulation of it
+        "commit": "ignore",
         "settings": {SETTING: {"factor": request.factor}},
     }
     return RunConfig(

@@ -257,27 +257,31 @@ def test_a_budget_that_just_meets_the_deadline_gives_a_controller_that_loads(
     assert ControllerConfig(**tuned["controller"]).latency_s[0] <= period
 
 
-def test_threads_are_those_that_the_profile_was_measured_with(
-    config: TuneConfig, request_: Request, folder: Path, tmp_path: Path
+def test_a_profile_of_two_threads_is_played_by_workers_of_one(
+    config: TuneConfig,
+    request_: Request,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     profile = Profile.load(folder / "profile.json")
     replace(profile, subject=replace(profile.subject, threads=2)).save(tmp_path / "two.json")
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
     class Asked(Scores):
         def __call__(self, table: rollout.RunConfig) -> Sequence[Mapping[str, Any]]:
-            asked.append(table.threads)
+            asked.append((table.threads, table.workers))
             return super().__call__(table)
 
+    monkeypatch.setattr(tuner.os, "cpu_count", lambda: 4)
     before = torch.get_num_threads()
     try:
         two = replace(request_, profile=str(tmp_path / "two.json"))
-        tuner.tune(config, two, tmp_path, Asked({0.5: 0.5, 0.25: 0.5}))
-        with pytest.raises(ConfigError, match="CPU threads 2, and 1 is to be run"):
-            tuner.tune(replace(config, threads=1), two, tmp_path, Scores({}))
+        many = replace(config, workers=0)
+        tuner.tune(many, two, tmp_path, Asked({0.5: 0.5, 0.25: 0.5}))
     finally:
         torch.set_num_threads(before)
-    assert asked == [2, 2]
+    assert asked == [(1, 4), (1, 4)]
 
 
 def test_threads_that_this_machine_has_not_are_refused_and_others_told(

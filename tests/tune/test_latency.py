@@ -1,11 +1,16 @@
 """The latency model on timings whose truth is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.tune.synthetic import RATIOS, TOKENS, profile, truth
 from vla_prune.errors import ConfigError
 from vla_prune.tune.latency import fit, least_squares
+from vla_prune.tune.profile import Profile
+
+MEASURED = sorted((Path(__file__).parents[2] / "results" / "profiles").glob("*.json"))
 
 
 def test_without_noise_curves_are_found_exactly() -> None:
@@ -24,6 +29,16 @@ def test_unmeasured_budgets_are_predicted_within_ten_percent(seed: int, percenti
     for bucket in unseen.ladder:
         seen = np.percentile(bucket.total_ms(), percentile)
         assert model.predict(bucket.tokens, percentile) == pytest.approx(seen, rel=0.1)
+
+
+@pytest.mark.parametrize("file", MEASURED, ids=lambda file: file.stem)
+def test_what_was_measured_is_predicted_within_ten_percent_from_the_other_budgets(
+    file: Path,
+) -> None:
+    model = fit(Profile.load(file))
+    assert len(model.errors[95]) == 3  # each budget between the largest and the smallest
+    assert abs(model.worst_error(95)) <= 0.1
+    assert abs(model.worst_error(50)) <= 0.05
 
 
 def test_the_error_is_told_from_buckets_that_were_left_out() -> None:
