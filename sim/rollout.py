@@ -50,7 +50,8 @@ class Row:
         keep_ratio: fraction kept; 1.0 for recipes that have none, such as ``dense`` and ``blind``.
         control: ``none``; ``black`` images; ``other_images``, those of another task's dense
             episode; ``wrong_instruction``, that of another task of the suite.
-        states: how many of the config's states this row runs; None for all.
+        states: how many of the config's states this row runs, the first ones; None for all.
+        tasks: how many of its tasks, likewise.
         driver: a reference driver of the world (LIBERO's ``expert``, say) in the policy's place.
         controller: in real time, the run-time controller picks the keep ratio of each call.
         settings: of the real-time section, which this row runs in; None for all.
@@ -63,6 +64,7 @@ class Row:
     keep_ratio: float = 1.0
     control: str = "none"
     states: int | None = None
+    tasks: int | None = None
     driver: str = ""
     controller: bool = False
     settings: list[str] | None = None
@@ -158,6 +160,13 @@ class RunConfig:
                     f"run: rows: {row} names neither or several of a recipe, a driver and a tuned "
                     "file, or a ladder of its own; give one of the three, and no ladder."
                 )
+            for name in ("states", "tasks"):
+                wanted = getattr(row, name)
+                if wanted is not None and wanted < 1:
+                    raise ConfigError(
+                        f"run: rows: {row.name} plays {wanted} {name}; give 1 or more, or leave "
+                        "it out for all."
+                    )
             if row.keep_ratio != 1.0 and (row.driver or row.tuned or row.recipe in PLAIN):
                 raise ConfigError(
                     f"run: rows: {row.name!r} has no budget, so keep_ratio {row.keep_ratio:g} "
@@ -168,7 +177,7 @@ class RunConfig:
                     f"run: rows: driver {row.driver!r} looks at no images or words, so control "
                     f"{row.control!r} does nothing to it; take it out."
                 )
-        if not rows or rows[0] != Row("dense", states=rows[0].states):
+        if not rows or rows[0] != Row("dense", states=rows[0].states, tasks=rows[0].tasks):
             raise ConfigError("run: the first row must be dense; every other is paired with it.")
         if self.realtime is not None:
             realtime = _made("run: realtime", RealtimeConfig, self.realtime)
@@ -202,12 +211,13 @@ def episodes(config: RunConfig) -> list[Episode]:
     made = []
     for row in config.rows:
         for suite, entry in config.suites.items():
-            states = entry.states[: row.states] if row.states else entry.states
-            plain = resolved(replace(row, states=None, settings=None), suite, config.cut_layer)
+            states, tasks = entry.states[: row.states], entry.tasks[: row.tasks]
+            plain = replace(row, states=None, tasks=None, settings=None)
+            plain = resolved(plain, suite, config.cut_layer)
             made += [
                 Episode(suite, task, state, plain, setting)
                 for setting in settings(config.realtime, row)
-                for task in entry.tasks
+                for task in tasks
                 for state in states
             ]
     return made

@@ -45,6 +45,21 @@ def outcome(results: list[dict]) -> dict:
     return {r["key"]: (r["outcome"], r["steps"], r.get("calls"), r.get("kept")) for r in results}
 
 
+def test_a_row_may_play_the_first_tasks_and_states_alone(config: rollout.RunConfig) -> None:
+    rows = [
+        {"recipe": "dense", "tasks": 1},
+        {"recipe": "random", "keep_ratio": 0.5, "tasks": 1, "states": 1},
+        {"recipe": "random", "keep_ratio": 0.25},
+    ]
+    made = rollout.episodes(replace(config, rows=rows))
+    assert [(e.task, e.state) for e in made[:3]] == [(0, 5), (0, 6), (0, 5)]
+    assert len(made) == 2 + 1 + 4
+    assert made[2].row == rollout.Row("random", keep_ratio=0.5)
+    for wrong in ({"tasks": 0}, {"states": -1}):
+        with pytest.raises(ConfigError, match=r"random plays .*; give 1 or more, or leave it out"):
+            replace(config, rows=[rows[0], rows[1] | wrong])
+
+
 def test_a_table_runs_resumes_and_repeats(config: rollout.RunConfig) -> None:
     results = rollout.run(config)
     keys = [episode.key for episode in rollout.episodes(config)]
