@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from vla_prune_sim.play import pruner_of
 from vla_prune_sim.realtime.pilot import make_pilot
 from vla_prune_sim.realtime.profiles import Rounds, checked
 
 from vla_prune.build import build_adapter
+from vla_prune.config import PLAIN
 from vla_prune.errors import ConfigError
 from vla_prune.tune.controller import SCORE_SIGNALS
 
 if TYPE_CHECKING:
-    from vla_prune_sim.rollout import Episode, RunConfig
+    from vla_prune_sim.rollout import Episode, Row, RunConfig
 
 
 def check(config: RunConfig, todo: Sequence[Episode]) -> None:
@@ -36,6 +39,8 @@ def check(config: RunConfig, todo: Sequence[Episode]) -> None:
             known[suite] = checked(config, suite, adapter)
         rounds = known[suite]
         rounds.of(row.recipe, realtime.charged_as)
+        if row.recipe in realtime.charged_as and row.recipe not in PLAIN:
+            _check_sites(row, rounds.recipe, config.cut_layer)
         if row.controller:
             pilot = make_pilot(realtime.for_row(row), rounds, realtime.setting(setting))
             if pilot.reads_signals and not rounds.signals:
@@ -45,3 +50,17 @@ def check(config: RunConfig, todo: Sequence[Episode]) -> None:
                 )
         elif row.keep_ratio != 1.0:
             rounds.at(row.keep_ratio)
+
+
+def _check_sites(row: Row, charged: str, cut_layer: int | None) -> None:
+    """Refuse times of a recipe that cuts somewhere else: what lies before its cut runs in full."""
+    ours, theirs = (
+        [cut.site for cut in pruner_of(replace(row, recipe=recipe), cut_layer).cuts]
+        for recipe in (row.recipe, charged)
+    )
+    if ours != theirs:
+        raise ConfigError(
+            f"realtime: charged_as: {row.recipe} cuts at {', '.join(ours)} and {charged} at "
+            f"{', '.join(theirs)}, so its times would be too short or too long; take a recipe "
+            "that cuts at the same place."
+        )

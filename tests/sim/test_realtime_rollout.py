@@ -452,6 +452,19 @@ def test_controls_take_the_times_that_the_table_says_and_their_rows_say_so(
     assert rows["blind"]["age_p50_ms"] <= rows["grid"]["age_p50_ms"]
 
 
+def test_a_control_takes_no_times_of_a_cut_elsewhere(config: rollout.RunConfig) -> None:
+    """divprune cuts before the decoder: what dual_level needs in front of its cut is too much."""
+    table_ = replace(
+        config,
+        rows=[config.rows[0], {"recipe": "divprune", "keep_ratio": 0.25}],
+        realtime=replace(config.realtime, charged_as={"divprune": "dual_level"}),
+    )
+    with pytest.raises(
+        ConfigError, match=r"divprune cuts at projector and dual_level at decoder\.2"
+    ):
+        rollout.run(table_)
+
+
 def test_a_call_without_a_visual_token_takes_what_the_model_says(profile: Profile) -> None:
     ladder = rounds(profile).of("blind", {"blind": "dual_level"})
     assert np.median(ladder[0]) == pytest.approx(0.01 * 1.025, rel=0.01)
