@@ -14,6 +14,7 @@ from vla_prune.errors import ConfigError, MissingError, did_you_mean
 from vla_prune.runtime.chunks import ALIGNS, JOINS
 from vla_prune.runtime.hold import HoldRule, make_hold
 from vla_prune.tune.controller import ControllerConfig
+from vla_prune.tune.profile import COMMITS
 
 MODES = ("synchronous", "overlap", "asynchronous", "realtime_chunking")
 LATENCIES = ("none", "profile", "live")
@@ -210,7 +211,7 @@ class RealtimeConfig:
                         f"realtime: limit_s: {suite} is over after {seconds:g} s; give more than "
                         "0."
                     )
-        if self.commit not in ("warn", "refuse", "ignore") or self.seed < 0:
+        if self.commit not in COMMITS or self.seed < 0:
             raise ConfigError(
                 f"realtime: commit {self.commit!r} and seed {self.seed}; commit is warn, refuse "
                 "or ignore, the seed 0 or more."

@@ -85,7 +85,7 @@ class RealtimeLoop:
                 "forward; give more than 0."
             )
         self._every = _steps("camera_s", config.camera, body)
-        _steps("period_s", config.period_s, body)
+        _steps("period_s", config.period_s, body)  # refused where it is no multiple
         self.config, self.body, self.think, self.limit_s = config, body, think, limit_s
         self.clock = ManualClock()
         lead = config.lead if config.mode == "overlap" else 0
@@ -170,9 +170,9 @@ class RealtimeLoop:
             return False
         self._think_until(now - 3 * EPS)  # what began between two steps
         free_in_time = self._free_at < now + self.config.transport_s + self.config.camera - EPS
-        return free_in_time and self._place(now) > self._begun
+        return free_in_time and self._period_of(now) > self._begun
 
-    def _place(self, stamp_s: float) -> int:
+    def _period_of(self, stamp_s: float) -> int:
         """The period that a picture belongs to."""
         return floor(stamp_s / self.config.period_s + 1e-6)
 
@@ -182,8 +182,8 @@ class RealtimeLoop:
             return
         since = now - self.config.transport_s + self.config.camera
         over = ceil(since / self.config.period_s - 1e-6) - 1  # their last picture has come
-        waiting = {self._held, *(self._place(picture.stamp_s) for _, picture in self._transit)}
-        lost = [place for place in range(self._begun + 1, over) if place not in waiting]
+        waiting = {self._held, *(self._period_of(picture.stamp_s) for _, picture in self._transit)}
+        lost = [period for period in range(self._begun + 1, over) if period not in waiting]
         self.monitor.skip(len(lost))
 
     def _capture(self, seen: Observation, now: float) -> None:
@@ -222,16 +222,16 @@ class RealtimeLoop:
 
     def _arrive(self, picture: Observation) -> None:
         """Into the slot, if its period has not been thought about meanwhile."""
-        place = self._place(picture.stamp_s)
-        if not self._runs_free or place > self._begun:
+        period = self._period_of(picture.stamp_s)
+        if not self._runs_free or period > self._begun:
             self.slot.put(picture, picture.stamp_s)
-            self._held = place
+            self._held = period
 
     def _begin(self, picture: Observation, start: float) -> None:
         if self._runs_free:
-            place = self._place(picture.stamp_s)
-            self.monitor.skip(place - self._begun - 1)
-            self._begun = place
+            period = self._period_of(picture.stamp_s)
+            self.monitor.skip(period - self._begun - 1)
+            self._begun = period
         thought = self.think(picture, start)
         seconds, actuation = thought.seconds, self.config.actuation_s
         if self._gift():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from vla_prune import config
@@ -46,8 +45,8 @@ def resolved(row: Any, suite: str, cut_layer: int | None) -> Any:
         data = config.load(file)
     except MissingError as error:
         raise MissingError(
-            f"run: rows: tuned: {file} is not there; 'vla-prune tune' writes it, with --out "
-            f"{Path(file).parent}."
+            f"run: rows: tuned: {file} is not there; 'vla-prune tune' writes such a file, "
+            "tuned.yaml in its --out."
         ) from error
     known = [f.name for f in fields(Tuned)]
     found = {name: value for name, value in data.items() if name in known}

@@ -33,7 +33,7 @@ def tune(
         bool, typer.Option(help="The profile is of another device than this one.")
     ] = False,
     commit: Annotated[
-        str, typer.Option(help="warn or refuse, when the profile is of another commit.")
+        str, typer.Option(help="warn, refuse or ignore, when the profile is of another commit.")
     ] = "warn",
     name: Annotated[
         str,

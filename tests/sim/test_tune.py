@@ -257,6 +257,13 @@ def test_a_budget_that_just_meets_the_deadline_gives_a_controller_that_loads(
     assert ControllerConfig(**tuned["controller"]).latency_s[0] <= period
 
 
+def of_threads(threads: int, folder: Path, tmp_path: Path) -> str:
+    """The file of a profile that was measured with so many threads."""
+    profile, file = Profile.load(folder / "profile.json"), tmp_path / f"of_{threads}.json"
+    replace(profile, subject=replace(profile.subject, threads=threads)).save(file)
+    return str(file)
+
+
 def test_a_profile_of_two_threads_is_played_by_workers_of_one(
     config: TuneConfig,
     request_: Request,
@@ -264,8 +271,6 @@ def test_a_profile_of_two_threads_is_played_by_workers_of_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    profile = Profile.load(folder / "profile.json")
-    replace(profile, subject=replace(profile.subject, threads=2)).save(tmp_path / "two.json")
     asked: list[tuple[int, int]] = []
 
     class Asked(Scores):
@@ -276,7 +281,7 @@ def test_a_profile_of_two_threads_is_played_by_workers_of_one(
     monkeypatch.setattr(tuner.os, "cpu_count", lambda: 4)
     before = torch.get_num_threads()
     try:
-        two = replace(request_, profile=str(tmp_path / "two.json"))
+        two = replace(request_, profile=of_threads(2, folder, tmp_path))
         many = replace(config, workers=0)
         tuner.tune(many, two, tmp_path, Asked({0.5: 0.5, 0.25: 0.5}))
     finally:
@@ -292,11 +297,10 @@ def test_threads_that_this_machine_has_not_are_refused_and_others_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     play = Scores({0.5: 0.5, 0.25: 0.5})
-    profile = Profile.load(folder / "profile.json")
-    replace(profile, subject=replace(profile.subject, threads=64)).save(tmp_path / "p.json")
+    many = replace(request_, profile=of_threads(64, folder, tmp_path))
     monkeypatch.setattr(tuner.os, "cpu_count", lambda: 2)
     with pytest.raises(ConfigError, match="with 64 CPU threads, and this machine has 2; profile"):
-        tuner.tune(config, replace(request_, profile=str(tmp_path / "p.json")), tmp_path, play)
+        tuner.tune(config, many, tmp_path, play)
     said: list[str] = []
     before = torch.get_num_threads()
     try:

@@ -22,6 +22,7 @@ from vla_prune.errors import ConfigError, MissingError
 
 VERSION = 2
 NEEDED = ("vision", "selection", "prefill")  # stages of every profile, zero where there is none
+COMMITS = ("warn", "refuse", "ignore")  # what to do with a profile of another commit
 MAX_ROUNDS = 2000
 PERCENTILES = (50, 95, 99)
 
@@ -175,7 +176,7 @@ class Profile:
         Raises:
             ConfigError: the first difference, in a sentence.
         """
-        if commit not in ("warn", "refuse", "ignore"):
+        if commit not in COMMITS:
             raise ConfigError(
                 f"profile: commit {commit!r} is unknown; choose warn, refuse or ignore."
             )
@@ -191,8 +192,8 @@ class Profile:
                     + (", or say that the profile stands for another device." if own else ".")
                 )
         # Two trees with changes at one commit need not have the same ones.
-        same = self.subject.commit == now.commit and not now.commit.endswith(report.CHANGES)
-        if same or commit == "ignore":
+        unchanged = self.subject.commit == now.commit and not now.commit.endswith(report.CHANGES)
+        if unchanged or commit == "ignore":
             return ()
         said = (
             f"profile: it was measured at commit {self.subject.commit}, this is {now.commit}; "
@@ -341,9 +342,10 @@ def _bucket(where: str, entry: Mapping[str, Any], stages: list[str]) -> Bucket:
         if stage not in entry["samples_ms"] or stage not in stages:
             raise ConfigError(f"{name}: stage {stage!r} is missing; make the profile again.")
     samples = {stage: np.asarray(entry["samples_ms"][stage], dtype=float) for stage in stages}
-    lengths = {times.shape for times in samples.values()}
+    rounds = next(iter(samples.values())).size
+    same = {times.shape for times in samples.values()} == {(rounds,)}
     sound = all(np.isfinite(times).all() and (times >= 0).all() for times in samples.values())
-    if len(lengths) != 1 or 0 in next(iter(lengths)) or len(next(iter(lengths))) != 1 or not sound:
+    if not rounds or not same or not sound:
         raise ConfigError(
             f"{name}: its stages do not have one list each of as many times of 0 ms or more; make "
             "the profile again."
