@@ -177,7 +177,8 @@ class RunConfig:
                     f"run: rows: driver {row.driver!r} looks at no images or words, so control "
                     f"{row.control!r} does nothing to it; take it out."
                 )
-        if not rows or rows[0] != Row("dense", states=rows[0].states, tasks=rows[0].tasks):
+        size = ("states", "tasks", "settings")
+        if not rows or rows[0] != Row("dense", **{name: getattr(rows[0], name) for name in size}):
             raise ConfigError("run: the first row must be dense; every other is paired with it.")
         if self.realtime is not None:
             realtime = _made("run: realtime", RealtimeConfig, self.realtime)

@@ -383,5 +383,17 @@ def check_rows(
         for name in row.settings or ():
             if name not in realtime.settings:
                 raise did_you_mean("run: rows", "setting", name, realtime.settings)
-    if realtime is not None and rows[0].settings:
-        raise ConfigError("run: the first row, dense, runs in all settings; give it none.")
+    if realtime is not None:
+        _check_paired(realtime, rows)
+
+
+def _check_paired(realtime: RealtimeConfig, rows: Sequence[Any]) -> None:
+    """Refuse a row in a setting that dense does not run in."""
+    dense = {name for row in rows if row.recipe == "dense" for name in settings(realtime, row)}
+    for row in rows:
+        alone = [name for name in settings(realtime, row) if name and name not in dense]
+        if alone:
+            raise ConfigError(
+                f"run: rows: {row.name} runs in {alone[0]!r} and no row 'dense' does; every row "
+                "is paired with it, so add the setting to one."
+            )

@@ -357,10 +357,29 @@ def test_a_profile_of_another_commit_is_told_or_refused(
         check(strict, old, tmp_path / "old.json")
 
 
+def test_dense_may_play_more_in_one_setting_than_in_another(config: rollout.RunConfig) -> None:
+    rows = [
+        {"recipe": "dense", "settings": ["slow"]},
+        {"recipe": "dense", "settings": ["fast"], "states": 1},
+        {"recipe": "dual_level", "keep_ratio": 0.5, "settings": ["slow"]},
+    ]
+    played = [episode.key for episode in rollout.episodes(replace(config, rows=rows))]
+    of = "moving:0:{}:{}@{}".format
+    assert played == [
+        of(5, "dense:1", "slow"),
+        of(6, "dense:1", "slow"),
+        of(5, "dense:1", "fast"),
+        of(5, "dual_level:0.5", "slow"),
+        of(6, "dual_level:0.5", "slow"),
+    ]
+
+
 def test_mistakes_in_a_table_are_named(config: rollout.RunConfig, tmp_path: Path) -> None:
     rows, realtime = config.rows, config.realtime
     with pytest.raises(ConfigError, match="setting 'slw' is unknown; did you mean 'slow'"):
         replace(config, rows=[*rows, {"recipe": "grid", "settings": ["slw"]}])
+    with pytest.raises(ConfigError, match="dual_level runs in 'fast' and no row 'dense' does"):
+        replace(config, rows=[{"recipe": "dense", "settings": ["slow", "busy"]}, *rows[1:]])
     with pytest.raises(ConfigError, match="limit_s: suite 'moving' is unknown; did you"):
         replace(config, realtime=replace(realtime, limit_s={"movin": 1.0}))
     with pytest.raises(ConfigError, match="which are of real time; add a section 'realtime'"):
