@@ -168,6 +168,9 @@ def test_rows_are_paired_with_dense_on_the_same_device(
     assert {"age_p50_ms", "age_p95_ms", "age_p99_ms", "rate_hz", "stale_ratio"} <= set(slow)
     picked = rows[("dual_level", "controller", "slow")]
     assert picked["best_fixed"] == "dual_level 0.25"
+    fixed = ["dense 1", "dual_level 0.25", "dual_level 0.5"]
+    assert sorted(picked["diff_vs_fixed"]) == fixed
+    assert picked["diff_vs_fixed"]["dense 1"]["diff"] == picked["diff_vs_dense"]
     assert sum(picked["buckets"].values()) == pytest.approx(1.0)
     assert "misses" not in rows[(None, 1.0, "-")]
     assert slow["miss_rate_vs_dense"] < 0.0
@@ -487,6 +490,22 @@ def test_a_control_takes_no_times_of_a_cut_elsewhere(config: rollout.RunConfig) 
 def test_a_call_without_a_visual_token_takes_what_the_model_says(profile: Profile) -> None:
     ladder = rounds(profile).of("blind", {"blind": "dual_level"})
     assert np.median(ladder[0]) == pytest.approx(0.01 * 1.025, rel=0.01)
+
+
+def test_the_best_fixed_budget_is_so_over_what_the_controller_played(
+    config: rollout.RunConfig, results: list[dict]
+) -> None:
+    scores = {"dense:1@slow": {5: 1.0, 6: 0.0}, "dual_level:0.25@slow": {5: 0.9, 6: None}}
+    scores["dual_level:controller@slow"] = {5: 1.0, 6: None}
+    played = []
+    for result in results:
+        name = result["key"].split(":", 3)[3]
+        if (value := scores.get(name, {}).get(result["state"])) is not None:
+            played.append({**result, "outcome": {"score": value}})
+    rows = {report.budget(r): r for r in realtime_table.rows(config, played)}
+    assert rows["0.25"]["score"] > rows["1"]["score"]  # dense has an episode more, a hard one
+    assert rows["controller"]["best_fixed"] == "dense 1"
+    assert rows["controller"]["diff_vs_fixed"]["dense 1"]["diff"] == 0.0
 
 
 def test_a_tuned_file_is_a_row(config: rollout.RunConfig, tmp_path: Path) -> None:
