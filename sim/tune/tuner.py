@@ -26,6 +26,7 @@ from vla_prune import config as configs
 from vla_prune.build import build_adapter, build_recipe
 from vla_prune.errors import ConfigError
 from vla_prune.tune import latency
+from vla_prune.tune.controller import Controller, ControllerConfig
 from vla_prune.tune.profile import Profile
 
 SETTING = "tuned_for"
@@ -97,9 +98,10 @@ def tune(
     curve = _curve(played, meeting)
     best = _best(curve, request)
     ladder = _ladder(played, curve, best, config.floor)
-    for note in _notes(subject, dense, best, config, request):
+    controller = _controller(subject, ladder, request)
+    for note in _notes(subject, dense, best, controller, config, request):
         say(note)
-    return _document(config, request, subject, forecasts, curve, dense, best, ladder, folder)
+    return _document(config, request, subject, forecasts, curve, dense, best, controller, folder)
 
 
 def _check_camera(config: TuneConfig, request: Request) -> None:
@@ -335,22 +337,37 @@ def _ladder(
     return [top, *smaller]
 
 
+def _controller(subject: Subject, ladder: Sequence[float], request: Request) -> ControllerConfig:
+    """The run-time controller of a ladder, with latencies as the deadline was judged by."""
+    tokens = [sum(subject.views[rung].values()) for rung in ladder]
+    expected = tuple(subject.model.predict(n, request.percentile) / 1e3 for n in tokens)
+    return ControllerConfig(tuple(ladder), expected, request.deadline)
+
+
 def _notes(
     subject: Subject,
     dense: Mapping[str, Any],
     best: Mapping[str, Any],
+    controller: ControllerConfig,
     config: TuneConfig,
     request: Request,
 ) -> list[str]:
     """What else the user has to know of a recommendation."""
+    notes = []
     dense_ms = float(np.percentile(subject.profile.dense.total_ms(), request.percentile))
     dense_ms += 1e3 * _way_s(config)
     if dense_ms <= 1e3 * request.deadline and dense["score"] > best["score"]:
-        return [
+        notes.append(
             f"dense meets the deadline, too ({dense_ms:.1f} ms), and scores {dense['score']:.3g} "
             f"here against {best['score']:.3g}: nothing has to be cut."
-        ]
-    return []
+        )
+    if rung := Controller(controller).new_state().rung:
+        notes.append(
+            f"the controller begins at {controller.buckets[rung]:g}: it keeps "
+            f"{controller.up_margin:.0%} of the deadline free, and {best['keep_ratio']:g} takes "
+            f"{1e3 * controller.latency_s[0]:.1f} ms of it."
+        )
+    return notes
 
 
 def _document(
@@ -361,7 +378,7 @@ def _document(
     curve: Sequence[Mapping[str, Any]],
     dense: Mapping[str, Any],
     best: Mapping[str, Any],
-    ladder: Sequence[float],
+    controller: ControllerConfig,
     folder: Path,
 ) -> dict[str, Any]:
     """What is printed last, and its two configs."""
@@ -369,22 +386,19 @@ def _document(
     recipe_file = folder / "recipe.yaml"
     configs.save(_recipe(subject.recipe, keep, config.cut_layer), recipe_file)
     profile = subject.profile
-    expected = [  # by the model, as the deadline was judged
-        subject.model.predict(sum(subject.views[rung].values()), request.percentile) / 1e3
-        for rung in ladder
-    ]
+    ladder = list(controller.buckets)
     tuned = {
         "policy": request.policy,
         "recipe": subject.recipe,
         "cut_layer": config.cut_layer,
         "keep_ratio": keep,
         "buckets": dict(subject.views[keep]),
-        "ladder": list(ladder),
+        "ladder": ladder,
         "realtime": dict(config.realtime)
         | {"period_s": request.period_s, "deadline_s": request.deadline},
         "controller": {
             "buckets": list(ladder),
-            "latency_s": expected,
+            "latency_s": list(controller.latency_s),
             "period_s": request.deadline,
         },
         "profile": str(request.profile),
@@ -395,7 +409,7 @@ def _document(
     median = subject.model.predict(sum(subject.views[keep].values()), 50)
     return {
         **{k: tuned[k] for k in ("policy", "recipe", "cut_layer", "keep_ratio", "buckets")},
-        "ladder": list(ladder),
+        "ladder": ladder,
         "score": best["score"],
         "scored_on": "the scenes that the budget was chosen on, so that it flatters it a little",
         "score_dense": dense["score"],

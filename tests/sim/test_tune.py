@@ -257,6 +257,20 @@ def test_a_budget_that_just_meets_the_deadline_gives_a_controller_that_loads(
     assert ControllerConfig(**tuned["controller"]).latency_s[0] <= period
 
 
+def test_a_budget_too_close_to_the_deadline_for_the_controller_is_told(
+    config: TuneConfig, request_: Request, tmp_path: Path
+) -> None:
+    play = Scores({0.5: 0.5, 0.25: 0.48})
+    said: list[str] = []
+    found = tuner.tune(config, replace(request_, period_s=0.065), tmp_path, play, said.append)
+    assert (found["keep_ratio"], found["ladder"]) == (0.5, [0.5, 0.25])
+    assert "the controller begins at 0.25: it keeps 20% of the deadline free" in said[-1]
+    assert "0.5 takes 57.7 ms" in said[-1]
+    said.clear()
+    tuner.tune(config, request_, tmp_path, play, said.append)  # 100 ms leave enough
+    assert not any("the controller begins" in line for line in said)
+
+
 def of_threads(threads: int, folder: Path, tmp_path: Path) -> str:
     """The file of a profile that was measured with so many threads."""
     profile, file = Profile.load(folder / "profile.json"), tmp_path / f"of_{threads}.json"
